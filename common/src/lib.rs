@@ -1,0 +1,8 @@
+//! Domain types, the snapshot and delta algebra and wire frames that every node shares.
+//!
+//! Everything that crosses the wire or is replicated has its validated form here; `p2p-proto` converts
+//! between these types and protobuf. Nothing here does IO, reads a clock or draws a random number.
+
+mod id;
+
+pub use id::{BadId, ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RequestId};

@@ -1,0 +1,1 @@
+//! The agent beside a workload, and a library: services, links, forwarding by name.

@@ -1,0 +1,3 @@
+//! Entry point of `p2p-peer`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What a Server decides: tables of peers and links, pushes, identities, authorisation; no IO, no clock.

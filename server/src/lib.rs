@@ -1,0 +1,1 @@
+//! A node of the server cluster: raft, tables, introductions, gRPC.
