@@ -3,6 +3,15 @@
 //! Everything that crosses the wire or is replicated has its validated form here; `p2p-proto` converts
 //! between these types and protobuf. Nothing here does IO, reads a clock or draws a random number.
 
+pub mod addr;
+pub mod cluster_state;
+pub mod command;
+mod error;
 mod id;
+pub mod member;
+pub mod service;
+mod units;
 
+pub use error::ErrorCode;
 pub use id::{BadId, ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RequestId};
+pub use units::{Now, UnixMs};

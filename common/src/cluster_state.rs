@@ -1,0 +1,62 @@
+//! The replicated state of a cluster, as every Server holds it after applying the same commands.
+//!
+//! Table C, identities, tokens (hashed) and the trust bundle; nothing else (SPEC C3). Only
+//! `p2p-server-raft`'s state machine changes it; everyone else reads a published snapshot.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::command::{IdentityRecord, Outcome, TokenId, TokenRecord};
+use crate::id::{ClusterId, Epoch, NodeId, RequestId};
+use crate::member::{Member, RaftId};
+
+/// At most this many identities; more enrolments are refused (SPEC I2).
+pub const IDENTITIES_MAX: usize = 100_000;
+/// At most this many tokens; more are refused until some expire or are revoked.
+pub const TOKENS_MAX: usize = 10_000;
+/// How many applied request ids are remembered with their outcome; a repeat older than that applies again.
+pub const REQUESTS_REMEMBERED: usize = 10_000;
+
+/// The replicated state. Every map is ordered, so that equal states print, hash and encode equally.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterState {
+    /// Which cluster.
+    pub cluster_id: ClusterId,
+    /// Which history of it.
+    pub epoch: Epoch,
+    /// CA certificates in DER that nodes trust: one, or two while the CA is being changed (SPEC I6).
+    pub trust_bundle: Vec<Vec<u8>>,
+    /// Table C by Id.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Raised by every change of table C and by nothing else (SPEC C3).
+    pub members_version: u64,
+    /// The raft id the next new Server gets.
+    pub next_raft_id: RaftId,
+    /// Identities by Id.
+    pub identities: BTreeMap<NodeId, IdentityRecord>,
+    /// Tokens by their public half.
+    pub tokens: BTreeMap<TokenId, TokenRecord>,
+    /// The last applied requests and what became of them, oldest first.
+    pub applied_requests: VecDeque<(RequestId, Outcome)>,
+}
+
+impl ClusterState {
+    /// A cluster without members, identities and tokens.
+    pub fn new(cluster_id: ClusterId, epoch: Epoch, trust_bundle: Vec<Vec<u8>>) -> Self {
+        ClusterState {
+            cluster_id,
+            epoch,
+            trust_bundle,
+            members: BTreeMap::new(),
+            members_version: 0,
+            next_raft_id: 1,
+            identities: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            applied_requests: VecDeque::new(),
+        }
+    }
+
+    /// The Server that has `raft_id`.
+    pub fn member_by_raft_id(&self, raft_id: RaftId) -> Option<&Member> {
+        self.members.values().find(|m| m.raft_id == raft_id)
+    }
+}
