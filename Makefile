@@ -1,0 +1,34 @@
+# Everything a developer does here, by name. `make` alone lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help build test lint fmt doc clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the release binaries: target/release/p2p-server and p2p-peer
+	cargo build --release -p p2p-server -p p2p-peer
+
+# One build of everything first, so that tests of real processes find binaries that match the sources.
+# cargo-nextest is used where it is installed; the last lines are the summary of whichever runs.
+test: ## Run all tests (Rust and a C compiler suffice; no protoc)
+	cargo build --workspace --bins --tests
+	cargo test --workspace --doc --quiet
+	@if cargo nextest --version >/dev/null 2>&1; then set -x; P2P_BINARIES_BUILT=1 cargo nextest run --workspace; \
+	else set -x; P2P_BINARIES_BUILT=1 cargo test --workspace --lib --bins --tests; fi
+
+lint: ## Check formatting, clippy, the repository's own rules and, where installed, cargo-deny
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo test --workspace --test tidy --quiet
+	@if cargo deny --version >/dev/null 2>&1; then set -x; cargo deny --workspace check; \
+	else echo "skipped: cargo deny (not installed: cargo install cargo-deny), so licences and advisories were not checked"; fi
+
+fmt: ## Format the sources
+	cargo fmt --all
+
+doc: ## Build the API documentation, refusing dead links in it: target/doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+clean: ## Remove what was built
+	cargo clean
