@@ -1,1 +1,8 @@
 //! What both binaries need from their process: logging, configuration, identity, TLS, gRPC plumbing, health.
+//!
+//! Each room stands for itself and is reached by its name (`tls::ServerTls`, `shutdown::Shutdown`). Nothing
+//! here decides for a cluster: who may do what is the cores' and the binaries' business.
+
+pub mod ca;
+pub mod clock;
+pub mod identity;

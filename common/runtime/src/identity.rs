@@ -1,0 +1,35 @@
+//! Who this process is, kept across restarts: a [`DataDir`] of its own, a key, an Id, a certificate, and the
+//! [`Token`]s that open doors.
+//!
+//! ```text
+//! new ──load_or_create──► Id and key, not enrolled ──enrol──► certificate and trust bundle, enrolled
+//! ```
+//!
+//! Files of the data directory that live here, each replaced in one step:
+//!
+//! | file | mode | holds |
+//! |---|---|---|
+//! | `lock` | 0600 | the pid of the process that holds the directory |
+//! | `node.json` | 0600 | Id, name and, once enrolled, the cluster id |
+//! | `key.pem` | 0600 | the private key, PKCS#8 |
+//! | `cert.pem` | 0644 | the certificate |
+//! | `ca.pem` | 0644 | the trust bundle: one CA certificate, or two |
+//!
+//! It does not speak to anyone: enrolment itself (the RPC) is the binaries'. SPEC I1-I4, I9.
+
+mod certificate;
+mod data_dir;
+mod key;
+mod node;
+mod token;
+mod trust;
+
+pub use certificate::{BadCertificate, PeerIdentity};
+pub use data_dir::{DataDir, DataDirError, DataDirView, FileMode};
+pub use key::{KeyError, NodeKey};
+pub use node::{Enrolment, IdentityError, NodeIdentity};
+pub use token::{BadToken, Token};
+pub use trust::{BadTrust, CaFingerprint, TrustBundle};
+
+pub(crate) use certificate::node_uri;
+pub(crate) use node::TRUST_FILE;

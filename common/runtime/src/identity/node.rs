@@ -1,0 +1,409 @@
+//! [`NodeIdentity`]: Id, name, key and, once enrolled, the certificate and what the node trusts.
+
+use p2p_common::member::Member;
+use p2p_common::{ClusterId, KeyHash, NodeId, NodeKind};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::certificate::{BadCertificate, PeerIdentity, certificate_pem};
+use super::data_dir::{DataDir, DataDirError, DataDirView, FileMode};
+use super::key::{KeyError, NodeKey};
+use super::trust::{BadTrust, TrustBundle};
+
+/// Why an identity cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The key.
+    #[error("key.pem: {0}")]
+    Key(#[from] KeyError),
+    /// The trust bundle.
+    #[error("ca.pem: {0}")]
+    Trust(#[from] BadTrust),
+    /// The certificate.
+    #[error("cert.pem: {0}")]
+    Certificate(#[from] BadCertificate),
+    /// A file's content.
+    #[error(
+        "{file} in {dir} is damaged: {reason}; restore it from a copy, or start with an empty directory and enrol again"
+    )]
+    Damaged {
+        /// Which file.
+        file: &'static str,
+        /// In which data directory.
+        dir: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The directory is of another node.
+    #[error("the data directory belongs to {stored}, but the configuration says {asked}: change one of them")]
+    OtherId {
+        /// Whose it is.
+        stored: NodeId,
+        /// Who was asked for.
+        asked: NodeId,
+    },
+    /// An Id of the other kind.
+    #[error("{id} is the Id of a {}, but this is a {expected}", id.kind())]
+    OtherKind {
+        /// The Id.
+        id: NodeId,
+        /// What this process is.
+        expected: NodeKind,
+    },
+    /// The name.
+    #[error(
+        "the name '{name}' cannot be used: 1 to {} bytes without control characters",
+        Member::NAME_MAX_BYTES
+    )]
+    Name {
+        /// The refused name, cut to its bound.
+        name: String,
+    },
+    /// A certificate of somebody else.
+    #[error("the certificate is for {found} with key {found_key}, but this node is {id} with key {key}")]
+    NotOurs {
+        /// Whom it is for.
+        found: NodeId,
+        /// Its key.
+        found_key: KeyHash,
+        /// Who we are.
+        id: NodeId,
+        /// Our key.
+        key: KeyHash,
+    },
+    /// No randomness.
+    #[error("the system gives no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// What enrolment gives a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolment {
+    /// Which cluster it belongs to.
+    pub cluster_id: ClusterId,
+    /// Its certificate in DER.
+    pub certificate: CertificateDer<'static>,
+    /// Whom it trusts.
+    pub trust: TrustBundle,
+}
+
+/// Who this node is. The only copy of its key in the process.
+#[derive(Debug)]
+pub struct NodeIdentity {
+    id: NodeId,
+    name: String,
+    key: NodeKey,
+    enrolment: Option<Enrolment>,
+}
+
+const NODE_FILE: &str = "node.json";
+const KEY_FILE: &str = "key.pem";
+const CERTIFICATE_FILE: &str = "cert.pem";
+/// The trust bundle; clients of the public faces verify with this file.
+pub(crate) const TRUST_FILE: &str = "ca.pem";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct NodeFile {
+    id: String,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster_id: Option<String>,
+}
+
+impl NodeIdentity {
+    /// Takes the identity of a data directory, or makes one: Id and name as asked, else random, else after
+    /// the Id. A name that differs from the stored one replaces it.
+    ///
+    /// # Errors
+    /// When the directory belongs to another Id than the one asked for, the Id is of the other kind, or a
+    /// file is damaged or cannot be written.
+    pub fn load_or_create(
+        dir: &DataDir,
+        kind: NodeKind,
+        asked_id: Option<NodeId>,
+        asked_name: Option<&str>,
+    ) -> Result<Self, IdentityError> {
+        if let Some(name) = asked_name {
+            check_name(name)?;
+        }
+        let mut identity = match Self::load(dir.view())? {
+            Some(identity) => identity,
+            None => Self::create(dir, kind, asked_id, asked_name)?,
+        };
+        if let Some(asked) = asked_id.filter(|asked| *asked != identity.id) {
+            return Err(IdentityError::OtherId { stored: identity.id, asked });
+        }
+        if identity.id.kind() != kind {
+            return Err(IdentityError::OtherKind { id: identity.id, expected: kind });
+        }
+        if let Some(name) = asked_name.filter(|name| *name != identity.name) {
+            identity.name = name.to_owned();
+            identity.write_node_file(dir)?;
+        }
+        Ok(identity)
+    }
+
+    fn create(
+        dir: &DataDir,
+        kind: NodeKind,
+        asked_id: Option<NodeId>,
+        asked_name: Option<&str>,
+    ) -> Result<Self, IdentityError> {
+        let id = match asked_id {
+            Some(id) if id.kind() == kind => id,
+            Some(id) => return Err(IdentityError::OtherKind { id, expected: kind }),
+            None => {
+                let mut bytes = [0u8; 16];
+                getrandom::fill(&mut bytes)?;
+                NodeId::new(kind, uuid::Builder::from_random_bytes(bytes).into_uuid())
+            }
+        };
+        let name = asked_name.map_or_else(|| id.to_string(), str::to_owned);
+        // A crash after the key and before node.json leaves a key without an Id: taken, not replaced.
+        let key = match dir.view().read(KEY_FILE)? {
+            Some(pem) => read_key(dir.view(), &pem)?,
+            None => {
+                let key = NodeKey::generate()?;
+                dir.write(KEY_FILE, key.to_pem().as_bytes(), FileMode::Private)?;
+                key
+            }
+        };
+        let identity = NodeIdentity { id, name, key, enrolment: None };
+        identity.write_node_file(dir)?;
+        Ok(identity)
+    }
+
+    /// Reads the identity of a data directory; `None` when it has none yet.
+    ///
+    /// # Errors
+    /// When a file is missing beside the others, damaged, or does not fit the others.
+    pub fn load(dir: &DataDirView) -> Result<Option<Self>, IdentityError> {
+        let damaged = |file, reason: String| IdentityError::Damaged {
+            file,
+            dir: dir.path().display().to_string(),
+            reason,
+        };
+        let missing = |file| move || damaged(file, "it is missing".to_owned());
+
+        let Some(node) = dir.read(NODE_FILE)? else { return Ok(None) };
+        let node: NodeFile = serde_json::from_slice(&node).map_err(|e| damaged(NODE_FILE, e.to_string()))?;
+        let id: NodeId = node.id.parse().map_err(|e: p2p_common::BadId| damaged(NODE_FILE, e.to_string()))?;
+        let key = read_key(dir, &dir.read(KEY_FILE)?.ok_or_else(missing(KEY_FILE))?)?;
+        let mut identity = NodeIdentity { id, name: node.name, key, enrolment: None };
+        if let Some(cluster_id) = node.cluster_id {
+            let cluster_id = cluster_id
+                .parse::<Uuid>()
+                .map(ClusterId::new)
+                .map_err(|e| damaged(NODE_FILE, format!("cluster_id: {e}")))?;
+            let pem = dir.read(CERTIFICATE_FILE)?.ok_or_else(missing(CERTIFICATE_FILE))?;
+            let certificate =
+                CertificateDer::from_pem_slice(&pem).map_err(|e| damaged(CERTIFICATE_FILE, e.to_string()))?;
+            let trust = TrustBundle::from_pem(&dir.read(TRUST_FILE)?.ok_or_else(missing(TRUST_FILE))?)?;
+            let enrolment = Enrolment { cluster_id, certificate, trust };
+            identity.check_ours(&enrolment)?;
+            identity.enrolment = Some(enrolment);
+        }
+        Ok(Some(identity))
+    }
+
+    /// Keeps what enrolment or renewal gave, durably: node.json, which names the cluster, is written last,
+    /// so that a crash in between leaves a node that enrols again.
+    ///
+    /// # Errors
+    /// When the certificate is not for this Id, key and cluster, or a file cannot be written; nothing has
+    /// changed in memory then.
+    pub fn enrol(&mut self, dir: &DataDir, enrolment: Enrolment) -> Result<(), IdentityError> {
+        self.check_ours(&enrolment)?;
+        dir.write(TRUST_FILE, enrolment.trust.to_pem().as_bytes(), FileMode::Public)?;
+        dir.write(CERTIFICATE_FILE, certificate_pem(&enrolment.certificate).as_bytes(), FileMode::Public)?;
+        let before = self.enrolment.replace(enrolment);
+        let written = self.write_node_file(dir);
+        if written.is_err() {
+            self.enrolment = before;
+        }
+        written
+    }
+
+    /// The Id.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The key.
+    pub fn key(&self) -> &NodeKey {
+        &self.key
+    }
+
+    /// What enrolment gave; `None` before it.
+    pub fn enrolment(&self) -> Option<&Enrolment> {
+        self.enrolment.as_ref()
+    }
+
+    fn check_ours(&self, enrolment: &Enrolment) -> Result<(), IdentityError> {
+        let found = PeerIdentity::of_certificate(&enrolment.certificate)?;
+        let key = self.key.key_hash();
+        if found.node_id != self.id || found.key_hash != key {
+            return Err(IdentityError::NotOurs {
+                found: found.node_id,
+                found_key: found.key_hash,
+                id: self.id,
+                key,
+            });
+        }
+        if found.cluster_id != enrolment.cluster_id {
+            let (found, expected) = (found.cluster_id, enrolment.cluster_id);
+            return Err(BadCertificate::OtherCluster { found, expected }.into());
+        }
+        Ok(())
+    }
+
+    fn write_node_file(&self, dir: &DataDir) -> Result<(), IdentityError> {
+        let file = NodeFile {
+            id: self.id.to_string(),
+            name: self.name.clone(),
+            cluster_id: self.enrolment.as_ref().map(|e| e.cluster_id.to_string()),
+        };
+        let mut json = serde_json::to_vec_pretty(&file).expect("three strings are always JSON");
+        json.push(b'\n');
+        Ok(dir.write(NODE_FILE, &json, FileMode::Private)?)
+    }
+}
+
+fn read_key(dir: &DataDirView, pem: &[u8]) -> Result<NodeKey, IdentityError> {
+    let text = std::str::from_utf8(pem).map_err(|_| IdentityError::Damaged {
+        file: KEY_FILE,
+        dir: dir.path().display().to_string(),
+        reason: "it is not text".to_owned(),
+    })?;
+    Ok(NodeKey::from_pem(text)?)
+}
+
+fn check_name(name: &str) -> Result<(), IdentityError> {
+    let fits = !name.is_empty() && name.len() <= Member::NAME_MAX_BYTES;
+    if fits && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(IdentityError::Name { name: name.chars().take(Member::NAME_MAX_BYTES).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::{CertificateGrant, ClusterCa};
+    use crate::clock::unix_now;
+    use std::fs;
+
+    fn cluster() -> ClusterCa {
+        ClusterCa::create(ClusterId::new(Uuid::from_u128(1)), unix_now()).unwrap()
+    }
+
+    fn enrolment(ca: &ClusterCa, identity: &NodeIdentity) -> Enrolment {
+        let request = identity.key().certificate_request(identity.id()).unwrap();
+        let grant = CertificateGrant::new(identity.id(), unix_now());
+        Enrolment {
+            cluster_id: ca.cluster_id(),
+            certificate: ca.sign(&request, &grant).unwrap().certificate,
+            trust: ca.trust(),
+        }
+    }
+
+    #[test]
+    fn is_the_same_after_a_restart() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        let first = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, Some("web")).unwrap();
+        let again = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, None).unwrap();
+        assert_eq!((first.id(), first.name()), (again.id(), "web"));
+        assert_eq!(first.key().key_hash(), again.key().key_hash());
+        let renamed = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, Some("shop")).unwrap();
+        assert_eq!(renamed.name(), "shop");
+        assert_eq!(NodeIdentity::load(dir.view()).unwrap().unwrap().name(), "shop");
+    }
+
+    #[test]
+    fn takes_the_id_it_is_given_and_no_other_later() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        let id = NodeId::new(NodeKind::Server, Uuid::from_u128(5));
+        let wrong = NodeIdentity::load_or_create(&dir, NodeKind::Peer, Some(id), None);
+        assert!(matches!(wrong, Err(IdentityError::OtherKind { .. })));
+        let identity = NodeIdentity::load_or_create(&dir, NodeKind::Server, Some(id), None).unwrap();
+        assert_eq!(identity.id(), id);
+        let other = NodeId::new(NodeKind::Server, Uuid::from_u128(6));
+        let refused = NodeIdentity::load_or_create(&dir, NodeKind::Server, Some(other), None).unwrap_err();
+        assert!(refused.to_string().contains(&id.to_string()), "{refused}");
+        let refused = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, None).unwrap_err();
+        assert!(matches!(refused, IdentityError::OtherKind { .. }), "{refused}");
+    }
+
+    #[test]
+    fn enrolment_survives_and_must_be_ours() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        let ca = cluster();
+        let mut identity = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, None).unwrap();
+        let ours = enrolment(&ca, &identity);
+
+        let other_tmp = tempfile::tempdir().unwrap();
+        let other_dir = DataDir::open(other_tmp.path()).unwrap();
+        let mut other = NodeIdentity::load_or_create(&other_dir, NodeKind::Peer, None, None).unwrap();
+        assert!(matches!(other.enrol(&other_dir, ours.clone()), Err(IdentityError::NotOurs { .. })));
+        assert!(other.enrolment().is_none());
+
+        identity.enrol(&dir, ours.clone()).unwrap();
+        let again = NodeIdentity::load(dir.view()).unwrap().unwrap();
+        assert_eq!(again.enrolment(), Some(&ours));
+    }
+
+    #[test]
+    fn a_crash_in_the_middle_of_enrolment_leaves_it_to_do() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        let identity = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, None).unwrap();
+        dir.write(TRUST_FILE, cluster().trust().to_pem().as_bytes(), FileMode::Public).unwrap();
+        let again = NodeIdentity::load(dir.view()).unwrap().unwrap();
+        assert_eq!(again.id(), identity.id());
+        assert!(again.enrolment().is_none());
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        let mut identity = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, None).unwrap();
+        let ca = cluster();
+        let ours = enrolment(&ca, &identity);
+        identity.enrol(&dir, ours).unwrap();
+        for file in [NODE_FILE, KEY_FILE, CERTIFICATE_FILE, TRUST_FILE] {
+            let path = dir.view().join(file);
+            let good = fs::read(&path).unwrap();
+            for bad in [&b""[..], b"\xff\xfe", &good[..good.len() / 2]] {
+                fs::write(&path, bad).unwrap();
+                let refused = NodeIdentity::load(dir.view()).unwrap_err();
+                assert!(refused.to_string().contains(file), "{file}: {refused}");
+            }
+            fs::write(&path, good).unwrap();
+        }
+        NodeIdentity::load(dir.view()).unwrap();
+    }
+
+    #[test]
+    fn refuses_names_nobody_can_print() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        for name in ["", "a\nb", &"x".repeat(Member::NAME_MAX_BYTES + 1)] {
+            let refused = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, Some(name));
+            assert!(matches!(refused, Err(IdentityError::Name { .. })), "{name:?}");
+        }
+    }
+}
