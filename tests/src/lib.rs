@@ -1,7 +1,12 @@
 //! Simulations, real clusters and benches around the whole system, and the lint of the repository itself.
 //!
+//! - [`cluster`]: real processes of both binaries, started and asked through their command lines.
+//! - [`backend`] and [`http`]: a real HTTP service to forward to and a client that shows what came back.
 //! - [`tidy`]: what the compiler does not check about the repository: direction of dependencies, links, words.
 
+pub mod backend;
+pub mod cluster;
+pub mod http;
 pub mod tidy;
 
 use std::path::{Path, PathBuf};

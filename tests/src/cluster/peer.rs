@@ -1,0 +1,157 @@
+//! One `p2p-peer` process and its command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use super::report::{Links, PeerStatus};
+use super::{Lifetime, Output, PATIENCE, PortLease, Process, binaries, run, wait_for};
+
+/// A Peer: its ports, data directory and services, and its process while it runs.
+#[derive(Debug)]
+pub struct PeerProcess {
+    name: String,
+    data: PathBuf,
+    log: PathBuf,
+    listen: PortLease,
+    metrics: PortLease,
+    /// Arguments of `run` that say whom to join and what to offer.
+    settings: Vec<String>,
+    lifetime: Lifetime,
+    process: Option<Process>,
+}
+
+impl PeerProcess {
+    /// Takes ports for a Peer whose data and log go below `dir`.
+    pub fn new(name: &str, dir: &Path, lifetime: Lifetime) -> anyhow::Result<Self> {
+        Ok(PeerProcess {
+            name: name.into(),
+            data: dir.join(name),
+            log: dir.join(format!("{name}.log")),
+            listen: PortLease::take()?,
+            metrics: PortLease::take()?,
+            settings: Vec::new(),
+            lifetime,
+            process: None,
+        })
+    }
+
+    /// How the test calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Where it serves peers and clients.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen.addr()
+    }
+
+    /// Where it serves health and metrics.
+    pub fn metrics(&self) -> SocketAddr {
+        self.metrics.addr()
+    }
+
+    /// Tells it of Servers and gives it a token, for the next start.
+    pub fn introduce(&mut self, servers: &[SocketAddr], token: &str) {
+        let servers: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
+        self.settings.extend(["--servers".into(), servers.join(","), "--token".into(), token.into()]);
+    }
+
+    /// Has it offer `backend` as `service`, from the next start on.
+    pub fn offer(&mut self, service: &str, backend: SocketAddr) {
+        self.settings.extend(["--service".into(), format!("{service}={backend}")]);
+    }
+
+    /// The command that [`Self::start`] runs.
+    pub fn run_command(&self) -> anyhow::Result<Command> {
+        let mut command = self.command(&["run"])?;
+        command.args(["--listen", &self.listen().to_string()]);
+        command.args(["--metrics", &self.metrics().to_string()]).args(&self.settings);
+        Ok(command)
+    }
+
+    /// Starts the process; a former one is killed.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        self.process = None;
+        let command = self.run_command()?;
+        self.process = Some(Process::spawn(&self.name, command, &self.log, self.lifetime)?);
+        Ok(())
+    }
+
+    /// Waits until it works and has sessions to `servers` Servers.
+    pub fn wait_working(&mut self, servers: usize, within: Duration) -> anyhow::Result<()> {
+        let what = format!("{} working", self.name);
+        wait_for(&what, within, || {
+            if let Some(status) = self.process_mut()?.exited()? {
+                // Waiting on would not bring it back.
+                return Ok(Err(anyhow::anyhow!("it ended with {status}: {}", self.process_mut()?.log())));
+            }
+            let status = self.status()?;
+            ensure!(status.state == "working", "it says '{}'", status.state);
+            let connected = status.servers.iter().filter(|server| server.connected).count();
+            ensure!(connected >= servers, "{connected} of {servers} Servers connected");
+            Ok(Ok(()))
+        })?
+        .context(what)
+    }
+
+    /// Whether it was started and not taken down by [`Self::kill`].
+    pub fn is_started(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn process_mut(&mut self) -> anyhow::Result<&mut Process> {
+        self.process.as_mut().with_context(|| format!("{} was not started", self.name))
+    }
+
+    /// Its process, if it was started.
+    pub fn process_if_started(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.process_mut()?.kill()?;
+        self.process = None;
+        Ok(())
+    }
+
+    /// Runs `p2p-peer ARGS --data DIR` to its end.
+    pub fn cli(&self, args: &[&str]) -> anyhow::Result<Output> {
+        run(self.command(args)?, PATIENCE)
+    }
+
+    /// `p2p-peer ARGS --data DIR`, not started.
+    pub fn command(&self, args: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(&binaries()?.peer);
+        command.args(args).arg("--data").arg(&self.data);
+        Ok(command)
+    }
+
+    /// What it says of itself.
+    pub fn status(&self) -> anyhow::Result<PeerStatus> {
+        self.cli(&["status", "--json"])?.json()
+    }
+
+    /// Its links to other Peers.
+    pub fn links(&self) -> anyhow::Result<Links> {
+        self.cli(&["links", "--json"])?.json()
+    }
+
+    /// Lets the process live on; its name and pid.
+    pub fn leave(self) -> Option<(String, u32)> {
+        self.process.map(|process| (self.name, process.leave()))
+    }
+}
