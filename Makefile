@@ -1,10 +1,13 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt doc clean
+.PHONY: help demo build test lint fmt doc clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Start three Servers and two Peers here, fetch a page through them, kill the Master (DEMO_KEEP=1 leaves it running)
+	cargo run -p p2p-tests --bin demo
 
 build: ## Build the release binaries: target/release/p2p-server and p2p-peer
 	cargo build --release -p p2p-server -p p2p-peer

@@ -63,7 +63,8 @@ fn build(profile_dir: &Path) -> anyhow::Result<()> {
     let target_dir = profile_dir.parent().context("a profile directory lies in a target directory")?;
     // All three packages, so that features unify as they did for the running executable.
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--bins", "-p", "p2p-server", "-p", "p2p-peer", "-p", "p2p-tests"])
+        .args(["build", "-p", "p2p-server", "-p", "p2p-peer", "-p", "p2p-tests"])
+        .args(["--bin", "p2p-server", "--bin", "p2p-peer"])
         .args(["--profile", profile])
         .arg("--target-dir")
         .arg(target_dir)
