@@ -8,9 +8,12 @@ pub mod cluster_state;
 pub mod command;
 mod error;
 mod id;
+pub mod link;
 pub mod member;
+pub mod push;
 pub mod service;
 mod units;
+pub mod wire;
 
 pub use error::ErrorCode;
 pub use id::{BadId, ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RequestId};

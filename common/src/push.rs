@@ -1,0 +1,41 @@
+//! What Peers report and what Servers push: [`PeerReport`] goes up, [`PeerEntry`] (a row of the seed's
+//! tables A and E) comes down.
+
+use crate::addr::NetInfo;
+use crate::id::{Incarnation, KeyHash, NodeId};
+use crate::service::ServiceOffer;
+
+/// What a Peer says of itself, whole at each change. The Peer alone stamps `seq` (SPEC R7).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PeerReport {
+    /// Raised by the Peer with every change within its incarnation.
+    pub seq: u64,
+    /// What people call it.
+    pub name: String,
+    /// Its room or region; empty when not set.
+    pub zone: String,
+    /// Its own network (table D).
+    pub net: NetInfo,
+    /// What it offers to others.
+    pub services: Vec<ServiceOffer>,
+}
+
+/// A Peer as Servers keep it and push it to other Peers. Ordered by (incarnation, seq): newer wins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerEntry {
+    /// Its Id; starts with `C`.
+    pub id: NodeId,
+    /// Its run.
+    pub incarnation: Incarnation,
+    /// The key its certificates must carry (SPEC I6).
+    pub key_hash: KeyHash,
+    /// What it said last.
+    pub report: PeerReport,
+}
+
+impl PeerEntry {
+    /// Orders two entries of one Peer: the greater one is newer.
+    pub fn version(&self) -> (Incarnation, u64) {
+        (self.incarnation, self.report.seq)
+    }
+}
