@@ -1,0 +1,418 @@
+//! The replicated state machine: commands in, outcomes out, the same on every Server.
+//!
+//! Nothing here reads a clock or draws a random number; whatever needs one was put into the command by its
+//! proposer. A command applies once: the outcomes of the last [`REQUESTS_REMEMBERED`] requests are part of the
+//! state, refusals too, so that a repeat gives the answer the first one gave. Source: SPEC I2, I3, C3, C7.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use p2p_common::ErrorCode;
+use p2p_common::addr::HostPort;
+use p2p_common::cluster_state::{ClusterState, IDENTITIES_MAX, REQUESTS_REMEMBERED, TOKENS_MAX};
+use p2p_common::command::{Command, CommandBody, IdentityRecord, Outcome, TokenId, TokenRecord, TokenRole};
+use p2p_common::member::{MEMBERS_MAX, Member};
+use p2p_common::{KeyHash, NodeId, NodeKind, RequestId, UnixMs};
+
+/// The state and what is derived from it. Readers take [`Fsm::state`], which is never changed in place while
+/// anyone else holds it.
+#[derive(Debug, Clone)]
+pub struct Fsm {
+    state: Arc<ClusterState>,
+    /// Where a request stands in `state.applied_requests`, counted from the first ever remembered here.
+    remembered: BTreeMap<RequestId, usize>,
+    forgotten: usize,
+}
+
+type Applying<T> = Result<T, (ErrorCode, String)>;
+
+fn refuse<T>(code: ErrorCode, message: impl Into<String>) -> Applying<T> {
+    Err((code, message.into()))
+}
+
+impl Fsm {
+    /// Goes on from `state`: a founder's, a stored or a received one.
+    pub fn new(state: ClusterState) -> Self {
+        let requests = state.applied_requests.iter().enumerate();
+        let remembered = requests.map(|(position, (id, _))| (*id, position)).collect();
+        Fsm { state: Arc::new(state), remembered, forgotten: 0 }
+    }
+
+    /// The state after the last command.
+    pub fn state(&self) -> &Arc<ClusterState> {
+        &self.state
+    }
+
+    /// Applies `command`, or finds what became of it when it was applied before. A refused command changes
+    /// nothing but the memory of requests.
+    pub fn apply(&mut self, command: &Command) -> Outcome {
+        if let Some(outcome) = self.outcome_of(command.request_id) {
+            return outcome.clone();
+        }
+        let state = Arc::make_mut(&mut self.state);
+        let outcome = apply_body(state, &command.body)
+            .unwrap_or_else(|(code, message)| Outcome::Refused { code, message });
+        self.remember(command.request_id, outcome.clone());
+        outcome
+    }
+
+    /// What became of a request, while it is remembered.
+    pub fn outcome_of(&self, request_id: RequestId) -> Option<&Outcome> {
+        let position = self.remembered.get(&request_id)? - self.forgotten;
+        self.state.applied_requests.get(position).map(|(_, outcome)| outcome)
+    }
+
+    fn remember(&mut self, request_id: RequestId, outcome: Outcome) {
+        let requests = &mut Arc::make_mut(&mut self.state).applied_requests;
+        requests.push_back((request_id, outcome));
+        self.remembered.insert(request_id, self.forgotten + requests.len() - 1);
+        while requests.len() > REQUESTS_REMEMBERED {
+            if let Some((oldest, _)) = requests.pop_front() {
+                self.remembered.remove(&oldest);
+                self.forgotten += 1;
+            }
+        }
+    }
+}
+
+fn apply_body(state: &mut ClusterState, body: &CommandBody) -> Applying<Outcome> {
+    match body {
+        CommandBody::CreateToken(record) => create_token(state, record),
+        CommandBody::RevokeToken(id) => revoke_token(state, *id),
+        CommandBody::Enrol { token_id, secret_hash, id, name, key_hash, now } => {
+            let shown =
+                Enrolment { token_id: *token_id, secret_hash, id: *id, key_hash: *key_hash, now: *now };
+            enrol(state, &shown, name)
+        }
+        CommandBody::UpsertMember { id, name, addresses, zone, key_hash } => {
+            let record = MemberRecord { id: *id, name, addresses, zone, key_hash: *key_hash };
+            upsert_member(state, &record)
+        }
+        CommandBody::RemoveMember(id) => remove_member(state, *id),
+    }
+}
+
+fn create_token(state: &mut ClusterState, record: &TokenRecord) -> Applying<Outcome> {
+    if state.tokens.contains_key(&record.id) {
+        return refuse(ErrorCode::BadRequest, format!("token {} exists already: create another", record.id));
+    }
+    if state.tokens.len() >= TOKENS_MAX {
+        return refuse(
+            ErrorCode::Exhausted,
+            format!("there are {TOKENS_MAX} tokens: revoke those not needed"),
+        );
+    }
+    state.tokens.insert(record.id, record.clone());
+    Ok(Outcome::Done)
+}
+
+fn revoke_token(state: &mut ClusterState, id: TokenId) -> Applying<Outcome> {
+    match state.tokens.remove(&id) {
+        Some(_) => Ok(Outcome::Done),
+        None => refuse(ErrorCode::TokenUnknown, format!("there is no token {id}")),
+    }
+}
+
+/// What a node shows to be enrolled.
+struct Enrolment<'a> {
+    token_id: TokenId,
+    secret_hash: &'a [u8; 32],
+    id: NodeId,
+    key_hash: KeyHash,
+    now: UnixMs,
+}
+
+fn enrol(state: &mut ClusterState, shown: &Enrolment<'_>, name: &str) -> Applying<Outcome> {
+    check_text("name", name)?;
+    let identity = state.identities.get(&shown.id);
+    let bound_here = identity.is_some_and(|identity| identity.key_hash == shown.key_hash);
+    let identities = state.identities.len();
+    // An unknown token and a wrong secret answer alike: the difference would help guessing.
+    let token = state.tokens.get_mut(&shown.token_id).filter(|token| token.secret_hash == *shown.secret_hash);
+    let Some(token) = token else {
+        return refuse(ErrorCode::TokenUnknown, "no such token: was it mistyped or revoked?");
+    };
+    let wanted = match shown.id.kind() {
+        NodeKind::Server => TokenRole::Server,
+        NodeKind::Peer => TokenRole::Peer,
+    };
+    if token.role != wanted {
+        let message = format!("the token is for role {}, not {}", token.role.as_str(), wanted.as_str());
+        return refuse(ErrorCode::TokenRole, message);
+    }
+    if token.bound_id.is_some_and(|bound| bound != shown.id) {
+        return refuse(ErrorCode::TokenBound, format!("the token is for another Id than {}", shown.id));
+    }
+    let used_before = token.used_by.contains(&(shown.id, shown.key_hash));
+    if used_before && bound_here {
+        // The reply got lost: no use is spent, and time does not count.
+        return Ok(Outcome::Done);
+    }
+    if shown.now > token.expires_at {
+        return refuse(ErrorCode::TokenExpired, "the token has expired: create another");
+    }
+    if identity.is_some() && !bound_here {
+        let message =
+            format!("{} is bound to another key: `identity reset {}` unbinds a lost one", shown.id, shown.id);
+        return refuse(ErrorCode::IdTaken, message);
+    }
+    if !used_before && token.uses_left == 0 {
+        return refuse(ErrorCode::TokenUsedUp, "the token has no uses left: create another");
+    }
+    if identity.is_none() && identities >= IDENTITIES_MAX {
+        return refuse(ErrorCode::Exhausted, format!("there are {IDENTITIES_MAX} identities already"));
+    }
+    if !used_before {
+        token.uses_left -= 1;
+        token.used_by.push((shown.id, shown.key_hash));
+    }
+    if !bound_here {
+        let record = IdentityRecord {
+            id: shown.id,
+            name: name.to_owned(),
+            key_hash: shown.key_hash,
+            enrolled_at: shown.now,
+        };
+        state.identities.insert(shown.id, record);
+    }
+    Ok(Outcome::Done)
+}
+
+/// A Server's record as it was proposed; the raft id is given here.
+struct MemberRecord<'a> {
+    id: NodeId,
+    name: &'a str,
+    addresses: &'a [HostPort],
+    zone: &'a str,
+    key_hash: KeyHash,
+}
+
+fn upsert_member(state: &mut ClusterState, record: &MemberRecord<'_>) -> Applying<Outcome> {
+    if record.id.kind() != NodeKind::Server {
+        return refuse(ErrorCode::BadRequest, format!("{} is not the Id of a server", record.id));
+    }
+    check_text("name", record.name)?;
+    check_text("zone", record.zone)?;
+    if record.addresses.is_empty() || record.addresses.len() > Member::ADDRESSES_MAX {
+        let message = format!("a server has 1 to {} addresses", Member::ADDRESSES_MAX);
+        return refuse(ErrorCode::BadRequest, message);
+    }
+    match state.identities.get(&record.id) {
+        None => return refuse(ErrorCode::Forbidden, format!("{} is not enrolled", record.id)),
+        Some(identity) if identity.key_hash != record.key_hash => {
+            return refuse(ErrorCode::IdTaken, format!("{} is bound to another key", record.id));
+        }
+        Some(_) => {}
+    }
+    let former = state.members.get(&record.id);
+    if former.is_none() && state.members.len() >= MEMBERS_MAX {
+        return refuse(ErrorCode::Exhausted, format!("there are {MEMBERS_MAX} servers already"));
+    }
+    let member = Member {
+        id: record.id,
+        name: record.name.to_owned(),
+        addresses: record.addresses.to_vec(),
+        zone: record.zone.to_owned(),
+        raft_id: former.map_or(state.next_raft_id, |member| member.raft_id),
+        key_hash: record.key_hash,
+    };
+    let raft_id = member.raft_id;
+    if former != Some(&member) {
+        state.next_raft_id = state.next_raft_id.max(raft_id + 1);
+        state.members.insert(record.id, member);
+        state.members_version += 1;
+    }
+    Ok(Outcome::MemberAdded { raft_id })
+}
+
+fn remove_member(state: &mut ClusterState, id: NodeId) -> Applying<Outcome> {
+    if state.members.remove(&id).is_none() {
+        return refuse(ErrorCode::NotFound, format!("{id} is not a server of this cluster"));
+    }
+    state.members_version += 1;
+    Ok(Outcome::Done)
+}
+
+fn check_text(what: &str, text: &str) -> Applying<()> {
+    if text.len() > Member::NAME_MAX_BYTES {
+        return refuse(
+            ErrorCode::BadRequest,
+            format!("the {what} is longer than {} bytes", Member::NAME_MAX_BYTES),
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2p_common::{ClusterId, Epoch};
+    use uuid::Uuid;
+
+    const SECRET: [u8; 32] = [7; 32];
+    const TOKEN: TokenId = TokenId(1);
+
+    fn server(n: u128) -> NodeId {
+        NodeId::new(NodeKind::Server, Uuid::from_u128(n))
+    }
+
+    fn key(n: u8) -> KeyHash {
+        KeyHash([n; 32])
+    }
+
+    fn fresh() -> Fsm {
+        Fsm::new(ClusterState::new(ClusterId::new(Uuid::from_u128(1)), Epoch(0), vec![vec![1]]))
+    }
+
+    fn run(fsm: &mut Fsm, request: u128, body: CommandBody) -> Outcome {
+        fsm.apply(&Command { request_id: RequestId::new(Uuid::from_u128(request)), body })
+    }
+
+    fn token(uses_left: u32) -> CommandBody {
+        CommandBody::CreateToken(TokenRecord {
+            id: TOKEN,
+            role: TokenRole::Server,
+            secret_hash: SECRET,
+            expires_at: UnixMs(100),
+            uses_left,
+            bound_id: None,
+            used_by: Vec::new(),
+        })
+    }
+
+    fn enrol(id: NodeId, key_hash: KeyHash, now: u64) -> CommandBody {
+        CommandBody::Enrol {
+            token_id: TOKEN,
+            secret_hash: SECRET,
+            id,
+            name: "s1".to_owned(),
+            key_hash,
+            now: UnixMs(now),
+        }
+    }
+
+    fn member(id: NodeId, key_hash: KeyHash, port: u16) -> CommandBody {
+        CommandBody::UpsertMember {
+            id,
+            name: "s1".to_owned(),
+            addresses: vec![format!("127.0.0.1:{port}").parse().unwrap()],
+            zone: "z".to_owned(),
+            key_hash,
+        }
+    }
+
+    fn code(outcome: &Outcome) -> Option<ErrorCode> {
+        match outcome {
+            Outcome::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_request_applies_once() {
+        let mut fsm = fresh();
+        assert_eq!(run(&mut fsm, 1, token(1)), Outcome::Done);
+        let once = fsm.state().clone();
+        assert_eq!(run(&mut fsm, 1, token(1)), Outcome::Done);
+        assert_eq!(*fsm.state(), once);
+        // The same under another request id is another request.
+        assert_eq!(code(&run(&mut fsm, 2, token(1))), Some(ErrorCode::BadRequest));
+        assert_eq!(code(&run(&mut fsm, 2, token(1))), Some(ErrorCode::BadRequest));
+    }
+
+    #[test]
+    fn requests_are_forgotten_oldest_first_also_after_a_restart() {
+        let mut fsm = fresh();
+        let revoke = || CommandBody::RevokeToken(TokenId(9));
+        for request in 0..REQUESTS_REMEMBERED as u128 + 5 {
+            run(&mut fsm, request, revoke());
+        }
+        let id = |n: u128| RequestId::new(Uuid::from_u128(n));
+        let mut again = Fsm::new(ClusterState::clone(fsm.state()));
+        for request in [REQUESTS_REMEMBERED as u128 + 5, REQUESTS_REMEMBERED as u128 + 6] {
+            assert_eq!(run(&mut fsm, request, revoke()), run(&mut again, request, revoke()));
+        }
+        for fsm in [fsm, again] {
+            assert_eq!(fsm.state().applied_requests.len(), REQUESTS_REMEMBERED);
+            assert_eq!(fsm.outcome_of(id(6)), None);
+            assert!(fsm.outcome_of(id(7)).is_some());
+            assert!(fsm.outcome_of(id(REQUESTS_REMEMBERED as u128 + 6)).is_some());
+        }
+    }
+
+    #[test]
+    fn enrolment_spends_one_use_per_node_and_repeats_cost_nothing() {
+        let mut fsm = fresh();
+        run(&mut fsm, 1, token(2));
+        assert_eq!(run(&mut fsm, 2, enrol(server(1), key(1), 50)), Outcome::Done);
+        assert_eq!(
+            run(&mut fsm, 3, enrol(server(1), key(1), 500)),
+            Outcome::Done,
+            "a repeat, even when late"
+        );
+        assert_eq!(fsm.state().tokens[&TOKEN].uses_left, 1);
+        assert_eq!(code(&run(&mut fsm, 4, enrol(server(1), key(2), 50))), Some(ErrorCode::IdTaken));
+        assert_eq!(fsm.state().tokens[&TOKEN].uses_left, 1, "a refusal spends nothing");
+        assert_eq!(run(&mut fsm, 5, enrol(server(2), key(2), 100)), Outcome::Done);
+        assert_eq!(code(&run(&mut fsm, 6, enrol(server(3), key(3), 50))), Some(ErrorCode::TokenUsedUp));
+        assert_eq!(fsm.state().identities.len(), 2);
+        assert_eq!(fsm.state().members_version, 0, "an identity is no member");
+    }
+
+    #[test]
+    fn enrolment_is_refused_with_the_reason() {
+        let mut fsm = fresh();
+        run(&mut fsm, 1, token(5));
+        assert_eq!(code(&run(&mut fsm, 2, enrol(server(1), key(1), 101))), Some(ErrorCode::TokenExpired));
+        let peer = NodeId::new(NodeKind::Peer, Uuid::from_u128(1));
+        assert_eq!(code(&run(&mut fsm, 3, enrol(peer, key(1), 1))), Some(ErrorCode::TokenRole));
+        let mut wrong = enrol(server(1), key(1), 1);
+        if let CommandBody::Enrol { secret_hash, .. } = &mut wrong {
+            *secret_hash = [0; 32];
+        }
+        assert_eq!(code(&run(&mut fsm, 4, wrong)), Some(ErrorCode::TokenUnknown));
+        assert_eq!(run(&mut fsm, 5, CommandBody::RevokeToken(TOKEN)), Outcome::Done);
+        assert_eq!(code(&run(&mut fsm, 6, enrol(server(1), key(1), 1))), Some(ErrorCode::TokenUnknown));
+        assert!(fsm.state().identities.is_empty());
+    }
+
+    #[test]
+    fn a_bound_token_enrols_nobody_else() {
+        let mut fsm = fresh();
+        let mut body = token(5);
+        if let CommandBody::CreateToken(record) = &mut body {
+            record.bound_id = Some(server(1));
+        }
+        run(&mut fsm, 1, body);
+        assert_eq!(code(&run(&mut fsm, 2, enrol(server(2), key(2), 1))), Some(ErrorCode::TokenBound));
+        assert_eq!(run(&mut fsm, 3, enrol(server(1), key(1), 1)), Outcome::Done);
+    }
+
+    #[test]
+    fn only_real_changes_raise_the_version_and_raft_ids_never_come_back() {
+        let mut fsm = fresh();
+        run(&mut fsm, 1, token(5));
+        run(&mut fsm, 2, enrol(server(1), key(1), 1));
+        assert_eq!(code(&run(&mut fsm, 3, member(server(2), key(2), 1))), Some(ErrorCode::Forbidden));
+        assert_eq!(code(&run(&mut fsm, 4, member(server(1), key(9), 1))), Some(ErrorCode::IdTaken));
+        assert_eq!(run(&mut fsm, 5, member(server(1), key(1), 1)), Outcome::MemberAdded { raft_id: 1 });
+        assert_eq!(run(&mut fsm, 6, member(server(1), key(1), 1)), Outcome::MemberAdded { raft_id: 1 });
+        assert_eq!(fsm.state().members_version, 1);
+        assert_eq!(run(&mut fsm, 7, member(server(1), key(1), 2)), Outcome::MemberAdded { raft_id: 1 });
+        assert_eq!(fsm.state().members_version, 2);
+        assert_eq!(run(&mut fsm, 8, CommandBody::RemoveMember(server(1))), Outcome::Done);
+        assert_eq!(code(&run(&mut fsm, 9, CommandBody::RemoveMember(server(1)))), Some(ErrorCode::NotFound));
+        assert_eq!(fsm.state().members_version, 3);
+        assert_eq!(run(&mut fsm, 10, member(server(1), key(1), 1)), Outcome::MemberAdded { raft_id: 2 });
+        assert_eq!(fsm.state().member_by_raft_id(2).map(|m| m.id), Some(server(1)));
+    }
+
+    #[test]
+    fn readers_keep_the_state_they_took() {
+        let mut fsm = fresh();
+        let before = fsm.state().clone();
+        run(&mut fsm, 1, token(1));
+        assert!(before.tokens.is_empty());
+        assert_eq!(fsm.state().tokens.len(), 1);
+    }
+}
