@@ -1,0 +1,3 @@
+//! What the Peer's one port does with client bytes, through the public API.
+
+mod sniff;
