@@ -129,10 +129,14 @@ impl ClusterCa {
     /// # Errors
     /// When the system has no randomness or `now` is outside the calendar.
     pub fn create(cluster_id: ClusterId, now: UnixMs) -> Result<Self, CaError> {
-        let key = NodeKey::generate()?.into_pair();
+        let key = NodeKey::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, format!("p2pcore CA {cluster_id}"));
+        // CAs of one cluster differ by name too: verifiers look up the issuer by it and then name the cause.
+        let key_hash = key.key_hash().to_string();
+        let name = format!("p2pcore CA {cluster_id} {}", &key_hash[..8]);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = key.into_pair();
         params.serial_number = Some(serial()?);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

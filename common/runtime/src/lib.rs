@@ -5,4 +5,7 @@
 
 pub mod ca;
 pub mod clock;
+pub mod grpc;
 pub mod identity;
+pub mod tcp;
+pub mod tls;

@@ -1,0 +1,82 @@
+//! TLS between nodes, and towards clients that are none: who is on the other side, before a byte is believed.
+//!
+//! One TCP port has several faces; the client names the one it wants by ALPN, the ClientHello is read before
+//! a configuration is chosen:
+//!
+//! | ALPN | face | client certificate | versions | offered by |
+//! |---|---|---|---|---|
+//! | `p2p-node/1` | RPCs between nodes | required | 1.3 | the Server's API port |
+//! | `h2` | enrolment, operators, readers | none | 1.2, 1.3 | the Server's API port |
+//! | `p2p-tunnel/1` | tunnels between Peers | required | 1.3 | the Peer's port |
+//!
+//! Nodes are verified by chain to the trust bundle and by the Id in the certificate, never by host name.
+//! rustls may skip a verifier when it resumes a session, so sessions are not resumed, and [`PeerIdentity`] is
+//! read and checked here after every handshake. Established connections keep what they were opened with when
+//! [`Credentials`] are replaced.
+//!
+//! It does not decide who may do what, and does not know revocations. SPEC I4, I7; `docs/decisions/0002`.
+//!
+//! [`PeerIdentity`]: crate::identity::PeerIdentity
+
+mod accept;
+mod connect;
+mod credentials;
+mod prefixed;
+mod verify;
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+use crate::identity::PeerIdentity;
+
+pub use accept::{AcceptError, Accepted, ServerTls};
+pub use connect::{ConnectError, Connector, Dialed, Expect};
+pub use credentials::Credentials;
+pub use prefixed::Prefixed;
+pub use tokio_rustls::{client::TlsStream as ClientTlsStream, server::TlsStream as ServerTlsStream};
+
+/// ALPN of the node faces.
+pub const ALPN_NODE: &[u8] = b"p2p-node/1";
+/// ALPN of the public faces: what every gRPC client says.
+pub const ALPN_PUBLIC: &[u8] = b"h2";
+/// ALPN of tunnels between Peers.
+pub const ALPN_TUNNEL: &[u8] = b"p2p-tunnel/1";
+
+/// A handshake takes three round trips and a few milliseconds of work; 10 s leave room for retransmissions
+/// on a bad path and bound what a silent client can hold.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a connection was opened for, and who is on the other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// RPCs between nodes.
+    Node(PeerIdentity),
+    /// Enrolment, operators and readers: nobody is known yet.
+    Public,
+    /// A tunnel of a Peer.
+    Tunnel(PeerIdentity),
+}
+
+impl Face {
+    /// The node on the other side; `None` on the public face.
+    pub fn identity(&self) -> Option<PeerIdentity> {
+        match self {
+            Face::Node(identity) | Face::Tunnel(identity) => Some(*identity),
+            Face::Public => None,
+        }
+    }
+}
+
+/// The cryptography in use. AES-128-GCM stands first: as safe here and cheaper per byte (clients' order decides).
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = aws_lc_rs::default_provider();
+        provider
+            .cipher_suites
+            .sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+        Arc::new(provider)
+    });
+    Arc::clone(&PROVIDER)
+}

@@ -1,0 +1,239 @@
+//! gRPC over the port: who is calling reaches the service, bad clients cost only themselves, bounds hold.
+
+mod world;
+
+use std::convert::Infallible;
+use std::future::Ready;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use p2p_common::NodeKind;
+use p2p_common::addr::HostPort;
+use p2p_common::command::TokenRole;
+use p2p_runtime::ca::ClusterCa;
+use p2p_runtime::grpc::{
+    Acceptor, CallerInfo, ChannelParams, Connection, ListenLimits, ListenMetrics, connect,
+};
+use p2p_runtime::identity::Token;
+use p2p_runtime::tcp;
+use p2p_runtime::tls::{ConnectError, Connector, Expect, ServerTls};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use slog::{Discard, Logger, o};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::transport::Server;
+use tower_service::Service;
+use world::{CLUSTER, Node, ca, peer_id, server_id};
+
+/// Answers every call with who made it.
+#[derive(Clone)]
+struct WhoAmI;
+
+impl NamedService for WhoAmI {
+    const NAME: &'static str = "test.WhoAmI";
+}
+
+impl Service<Request<Body>> for WhoAmI {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let caller = request.extensions().get::<CallerInfo>().expect("put there by the port");
+        let who = caller.face.identity().map_or("nobody".to_owned(), |identity| identity.node_id.to_string());
+        let response = Response::builder()
+            .header("grpc-status", "0")
+            .header("who", who)
+            .header("scheme", request.uri().scheme_str().unwrap_or_default())
+            .body(Body::empty());
+        std::future::ready(Ok(response.expect("plain headers")))
+    }
+}
+
+struct Port {
+    addr: SocketAddr,
+    metrics: ListenMetrics,
+    stop: CancellationToken,
+    done: tokio::task::JoinHandle<()>,
+}
+
+impl Port {
+    fn open(node: &Node, limits: ListenLimits) -> Port {
+        let listener = tcp::listen("127.0.0.1:0".parse().unwrap(), "--listen").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (metrics, stop) = (ListenMetrics::default(), CancellationToken::new());
+        let acceptor = Acceptor {
+            tls: ServerTls::api(Arc::clone(&node.credentials)),
+            limits,
+            metrics: metrics.clone(),
+            stop: stop.clone(),
+            log: Logger::root(Discard, o!()),
+        };
+        let incoming = acceptor.incoming(listener);
+        let stopped = stop.clone().cancelled_owned();
+        let done = tokio::spawn(async move {
+            let server = Server::builder().add_service(WhoAmI);
+            server.serve_with_incoming_shutdown(incoming, stopped).await.unwrap();
+        });
+        Port { addr, metrics, stop, done }
+    }
+
+    fn to(&self) -> HostPort {
+        self.addr.into()
+    }
+
+    fn shows(&self, line: &str) -> bool {
+        let mut registry = Registry::default();
+        self.metrics.register(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text.lines().any(|shown| shown == line)
+    }
+
+    /// Waits until a metric reads so: the other side of a socket closes in its own time.
+    async fn until(&self, line: &str) {
+        let start = Instant::now();
+        while !self.shows(line) {
+            assert!(start.elapsed() < Duration::from_secs(10), "never: {line}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+async fn who(connection: &mut Connection) -> Result<(String, String), tonic::transport::Error> {
+    std::future::poll_fn(|cx| connection.channel.poll_ready(cx)).await?;
+    let request = Request::post("/test.WhoAmI/Ask").body(Body::empty()).unwrap();
+    let response = connection.channel.call(request).await?;
+    let header = |name| response.headers()[name].to_str().unwrap().to_owned();
+    Ok((header("who"), header("scheme")))
+}
+
+fn node(from: &Node) -> Connector {
+    Connector::node(Arc::clone(&from.credentials), Expect::Kind(NodeKind::Server))
+}
+
+fn token(ca: &ClusterCa) -> Connector {
+    Connector::enrol(&Token::mint(TokenRole::Peer, CLUSTER, ca.fingerprint()).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn services_learn_who_calls() {
+    let ca = ca(CLUSTER);
+    let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
+    let port = Port::open(&server, ListenLimits::default());
+    let params = ChannelParams::default();
+
+    let mut connection = connect(&node(&peer), &port.to(), &params).await.unwrap();
+    assert_eq!(connection.identity.node_id, server_id(1));
+    assert_eq!(connection.remote, port.addr);
+    assert_eq!(who(&mut connection).await.unwrap(), (peer_id(2).to_string(), "https".to_owned()));
+
+    let mut public = connect(&token(&ca), &port.to(), &params).await.unwrap();
+    assert_eq!(who(&mut public).await.unwrap().0, "nobody");
+    assert!(port.shows("connections_open{face=\"node\"} 1"));
+    drop(connection);
+    port.until("connections_open{face=\"node\"} 0").await;
+}
+
+#[tokio::test]
+async fn a_broken_channel_fails_and_dials_nobody_else() {
+    let ca = ca(CLUSTER);
+    let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
+    let port = Port::open(&server, ListenLimits::default());
+    let mut connection = connect(&node(&peer), &port.to(), &ChannelParams::default()).await.unwrap();
+    who(&mut connection).await.unwrap();
+    port.stop.cancel();
+    port.done.await.unwrap();
+    assert!(who(&mut connection).await.is_err());
+    assert!(who(&mut connection).await.is_err());
+    let refused = connect(&node(&peer), &port.addr.into(), &ChannelParams::default()).await.unwrap_err();
+    assert!(refused.is_refused(), "the port is closed: {refused}");
+}
+
+#[tokio::test]
+async fn bad_clients_cost_only_themselves() {
+    let ca = ca(CLUSTER);
+    let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
+    let port = Port::open(&server, ListenLimits::default());
+
+    let mut half_open = Vec::new();
+    for _ in 0..50 {
+        half_open.push(TcpStream::connect(port.addr).await.unwrap());
+    }
+    let mut http = TcpStream::connect(port.addr).await.unwrap();
+    http.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    http.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer[0], 21, "a TLS alert: {answer:?}");
+    let mut garbage = TcpStream::connect(port.addr).await.unwrap();
+    garbage.write_all(&[0xff; 1000]).await.unwrap();
+    let _ = garbage.read_to_end(&mut Vec::new()).await;
+
+    let mut connection = connect(&node(&peer), &port.to(), &ChannelParams::default()).await.unwrap();
+    who(&mut connection).await.unwrap();
+    assert!(port.shows("connections_refused_total{reason=\"not_tls\"} 2"));
+}
+
+#[tokio::test]
+async fn handshakes_beyond_the_bound_wait_for_a_slot() {
+    let ca = ca(CLUSTER);
+    let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
+    let port = Port::open(&server, ListenLimits { handshakes_max: 2, ..ListenLimits::default() });
+    let first = TcpStream::connect(port.addr).await.unwrap();
+    let _second = TcpStream::connect(port.addr).await.unwrap();
+    let params = ChannelParams { dial_timeout: Duration::from_millis(300), ..ChannelParams::default() };
+    let waited = connect(&node(&peer), &port.to(), &params).await.unwrap_err();
+    assert!(matches!(waited, ConnectError::TimedOut(_)), "{waited}");
+    drop(first);
+    connect(&node(&peer), &port.to(), &ChannelParams::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_public_face_leaves_nodes_alone() {
+    let ca = ca(CLUSTER);
+    let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
+    let limits = ListenLimits { public_max: 1, nodes_max: 1, ..ListenLimits::default() };
+    let port = Port::open(&server, limits);
+    let params = ChannelParams::default();
+
+    let mut held = connect(&token(&ca), &port.to(), &params).await.unwrap();
+    who(&mut held).await.unwrap();
+    if let Ok(mut refused) = connect(&token(&ca), &port.to(), &params).await {
+        assert!(who(&mut refused).await.is_err());
+    }
+    port.until("connections_refused_total{reason=\"full\"} 1").await;
+    let mut connection = connect(&node(&peer), &port.to(), &params).await.unwrap();
+    who(&mut connection).await.unwrap();
+
+    drop(held);
+    port.until("connections_open{face=\"public\"} 0").await;
+    let mut again = connect(&token(&ca), &port.to(), &params).await.unwrap();
+    who(&mut again).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_never_starts_http_2_is_dropped() {
+    let ca = ca(CLUSTER);
+    let server = Node::new(&ca, server_id(1));
+    let port = Port::open(&server, ListenLimits::default());
+    let mut silent = token(&ca).dial(&port.to(), world::TIMEOUT).await.unwrap();
+    port.until("connections_open{face=\"public\"} 1").await;
+    // The time limit of the port is waited for on tokio's clock, moved forward by hand.
+    tokio::time::pause();
+    tokio::time::advance(p2p_runtime::tls::HANDSHAKE_TIMEOUT).await;
+    tokio::time::resume();
+    let end = tokio::time::timeout(Duration::from_secs(5), silent.stream.read_to_end(&mut Vec::new())).await;
+    end.expect("closed").ok();
+    port.until("connections_open{face=\"public\"} 0").await;
+}
