@@ -1,7 +1,9 @@
 //! The `p2p.v1` protocol: generated messages and gRPC services, and the one door between them and the
 //! domain types of `p2p-common`.
 //!
-//! Nothing past the conversions sees a generated type where a validated one exists.
+//! Nothing past [`convert`] sees a generated type where a validated one exists.
+
+pub mod convert;
 
 /// Generated from `p2p/v1/*.proto`; documented there.
 #[allow(missing_docs, clippy::all)]
