@@ -11,6 +11,7 @@ mod id;
 pub mod link;
 pub mod member;
 pub mod push;
+pub mod revision;
 pub mod service;
 mod units;
 pub mod wire;

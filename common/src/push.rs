@@ -1,9 +1,15 @@
 //! What Peers report and what Servers push: [`PeerReport`] goes up, [`PeerEntry`] (a row of the seed's
 //! tables A and E) comes down.
 
+use std::sync::Arc;
+
 use crate::addr::NetInfo;
 use crate::id::{Incarnation, KeyHash, NodeId};
+use crate::revision::Push;
 use crate::service::ServiceOffer;
+
+/// One message of table E from a Server to a Peer, keyed by the Peer's Id.
+pub type PeerPush = Push<NodeId, Arc<PeerEntry>>;
 
 /// What a Peer says of itself, whole at each change. The Peer alone stamps `seq` (SPEC R7).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
