@@ -7,5 +7,7 @@ pub mod ca;
 pub mod clock;
 pub mod grpc;
 pub mod identity;
+pub mod logger;
+pub mod shutdown;
 pub mod tcp;
 pub mod tls;
