@@ -5,6 +5,7 @@
 
 pub mod ca;
 pub mod clock;
+pub mod config;
 pub mod grpc;
 pub mod identity;
 pub mod logger;
