@@ -3,6 +3,7 @@
 //! Each room stands for itself and is reached by its name (`tls::ServerTls`, `shutdown::Shutdown`). Nothing
 //! here decides for a cluster: who may do what is the cores' and the binaries' business.
 
+pub mod admin;
 pub mod ca;
 pub mod clock;
 pub mod config;
