@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod grpc;
 pub mod identity;
+pub mod interfaces;
 pub mod logger;
 pub mod shutdown;
 pub mod tcp;
