@@ -5,8 +5,15 @@ use std::{env, fs};
 
 use prost::Message;
 
-const FILES: &[&str] =
-    &["common.proto", "enroll.proto", "cluster.proto", "session.proto", "store.proto", "agent.proto"];
+const FILES: &[&str] = &[
+    "common.proto",
+    "enroll.proto",
+    "cluster.proto",
+    "session.proto",
+    "raft.proto",
+    "store.proto",
+    "agent.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files: Vec<String> = FILES.iter().map(|f| format!("p2p/v1/{f}")).collect();
