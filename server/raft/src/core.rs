@@ -393,16 +393,39 @@ impl RaftCore {
         if !demoted || self.check_may_propose().is_err() {
             return;
         }
-        let best = self
-            .progress()
+        let Some(best) = self.best_voter() else { return };
+        info!(self.logger, "demoted leader hands over"; "to" => best);
+        self.raw.transfer_leader(best);
+        self.observe();
+    }
+
+    /// A node that is being removed can be elected before it is gone. raft-rs panics when it leads on after
+    /// that, so it steps down with the entry that removes it.
+    fn step_down_if_removed(&mut self) {
+        if self.raw.raft.state != StateRole::Leader || self.membership.contains(self.config.raft_id) {
+            return;
+        }
+        info!(self.logger, "removed leader steps down");
+        if let Some(best) = self.best_voter() {
+            self.raw.raft.send_timeout_now(best);
+        }
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+        self.observe();
+    }
+
+    /// raft-rs takes a leader beside a single voter for that voter and confirms reads by nobody's leave, while
+    /// the voter may have been elected already.
+    fn leads_without_vote(&self) -> bool {
+        self.status.role == Role::Leader && !self.membership.is_voter(self.config.raft_id)
+    }
+
+    fn best_voter(&self) -> Option<RaftId> {
+        self.progress()
             .into_iter()
             .filter(|member| self.membership.voters.contains(&member.raft_id))
-            .max_by_key(|member| (member.matched, std::cmp::Reverse(member.raft_id)));
-        if let Some(best) = best {
-            info!(self.logger, "demoted leader hands over"; "to" => best.raft_id);
-            self.raw.transfer_leader(best.raft_id);
-            self.observe();
-        }
+            .max_by_key(|member| (member.matched, std::cmp::Reverse(member.raft_id)))
+            .map(|member| member.raft_id)
     }
 
     /// Draws conclusions after every step of raft: keeps time-outs reproducible, tells waiters of lost leadership,

@@ -66,7 +66,8 @@ impl RaftCore {
             self.last_heard_tick.insert(message.from, self.tick);
         }
         // Only the leader can answer; passing it on could go round in circles while the leader changes.
-        if message.kind == MessageKind::ReadIndex && self.status.role != Role::Leader {
+        let answers_reads = self.status.role == Role::Leader && !self.leads_without_vote();
+        if message.kind == MessageKind::ReadIndex && !answers_reads {
             return Ok(());
         }
         // An election needs the whole log stored and the snapshot applied; the leader asks again.

@@ -34,10 +34,7 @@ impl RaftCore {
                 return Some(output);
             }
             self.append_queued();
-            if let Some(context) = self.reads.begin_round(self.tick) {
-                self.raw.read_index(context);
-                self.observe();
-            }
+            self.ask_read_index();
             self.begin_snapshot();
             if self.in_flight.is_none() && self.raw.has_ready() {
                 self.take_ready();
@@ -139,6 +136,16 @@ impl RaftCore {
         self.observe();
     }
 
+    fn ask_read_index(&mut self) {
+        if self.leads_without_vote() {
+            return;
+        }
+        if let Some(context) = self.reads.begin_round(self.tick) {
+            self.raw.read_index(context);
+            self.observe();
+        }
+    }
+
     fn send(&mut self, messages: Vec<Message>) {
         if !messages.is_empty() {
             self.outputs.push_back(Output::Send(messages));
@@ -150,6 +157,7 @@ impl RaftCore {
         let committed = entries.into_iter().map(|entry| self.apply_entry(entry)).collect();
         self.applied = last;
         self.outputs.push_back(Output::Apply(committed));
+        self.step_down_if_removed();
         // After the members changed: this is where raft leaves a joint configuration.
         self.raw.advance_apply_to(last);
         self.hand_over_if_demoted();

@@ -1,0 +1,618 @@
+//! A cluster of real cores on simulated disks and a simulated network, driven by one seed.
+//!
+//! Each node's shell does what the contract of [`RaftCore`] asks, and may crash between any two outputs. The
+//! [`Oracle`] sees everything and panics on the first violation.
+
+// Each test binary uses its part of this.
+#![allow(dead_code)]
+
+mod disk;
+mod network;
+mod oracle;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use p2p_common::cluster_state::ClusterState;
+use p2p_common::command::{Command, CommandBody, TokenId, TokenRecord, TokenRole};
+use p2p_common::member::RaftId;
+use p2p_common::{ClusterId, Epoch, RequestId, UnixMs};
+use p2p_server_raft::{
+    Committed, CommittedKind, Fsm, Membership, MembershipChange, Message, MessageKind, MessageRefused,
+    Output, ProposalFailure, ProposalToken, RaftConfig, RaftCore, ReadToken, Role, Status, TICK_MS,
+    founding_write,
+};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use uuid::Uuid;
+
+use disk::{Disk, StoredState, Write};
+pub use network::{Network, Weather};
+pub use oracle::{Attempt, Oracle};
+
+/// A mistake of the shell, planted to see that the oracle finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planted {
+    Nothing,
+    /// Writes are reported as stored before they are synced.
+    AcknowledgesBeforeSync,
+    /// The commit index is not stored.
+    ForgetsCommit,
+    /// Nobody says what became of a snapshot.
+    NoSnapshotReport,
+}
+
+/// How often things go wrong by themselves.
+#[derive(Debug, Clone, Copy)]
+pub struct Faults {
+    /// After each output.
+    pub crash: f64,
+    /// A write takes its time.
+    pub slow_write: f64,
+    /// The state machine is written, unsynced, after applying.
+    pub write_state: f64,
+}
+
+impl Faults {
+    pub const NONE: Faults = Faults { crash: 0.0, slow_write: 0.0, write_state: 1.0 };
+}
+
+struct Running {
+    core: RaftCore,
+    fsm: Fsm,
+    applied: u64,
+    membership: Membership,
+    writing: Option<(u64, u64)>,
+    building: Option<(u64, Arc<ClusterState>, u64)>,
+    reads: BTreeMap<ReadToken, u64>,
+    campaign_at_ms: Option<u64>,
+}
+
+struct Node {
+    disk: Disk,
+    running: Option<Running>,
+    next_tick_ms: u64,
+    starts: u64,
+}
+
+/// What a token was handed out for.
+#[derive(Debug, Clone, Copy)]
+enum Waiting {
+    Request(Attempt),
+    Change,
+}
+
+pub struct World {
+    pub rng: SmallRng,
+    pub now_ms: u64,
+    pub network: Network,
+    pub oracle: Oracle,
+    pub faults: Faults,
+    pub planted: Planted,
+    pub config: RaftConfig,
+    pub crashes: u64,
+    pub snapshots_sent: u64,
+    nodes: BTreeMap<RaftId, Node>,
+    /// (when, sender, receiver, taken)
+    snapshot_reports: Vec<(u64, RaftId, RaftId, bool)>,
+    /// The encoding of a snapshot is its number here.
+    snapshots: Vec<Arc<ClusterState>>,
+    tokens: BTreeMap<ProposalToken, Waiting>,
+    next_token: u64,
+    next_request: u64,
+    /// Requests whose outcome is unknown, with the number of the next try.
+    pub retries: Vec<Attempt>,
+    pub change_failures: Vec<ProposalFailure>,
+    pub finished_reads: Vec<(RaftId, ReadToken, Option<u64>)>,
+    trace: Option<u64>,
+}
+
+impl World {
+    pub fn new(seed: u64, weather: Weather, faults: Faults) -> Self {
+        let mut config = RaftConfig::new(0, 0);
+        config.snapshot_every_entries = 25;
+        config.keep_entries = 5;
+        config.caught_up_entries = 10;
+        World {
+            rng: SmallRng::seed_from_u64(seed),
+            now_ms: 0,
+            network: Network::new(weather),
+            oracle: Oracle::default(),
+            faults,
+            planted: Planted::Nothing,
+            config,
+            crashes: 0,
+            snapshots_sent: 0,
+            nodes: BTreeMap::new(),
+            snapshot_reports: Vec::new(),
+            snapshots: Vec::new(),
+            tokens: BTreeMap::new(),
+            next_token: 0,
+            next_request: 0,
+            retries: Vec::new(),
+            change_failures: Vec::new(),
+            finished_reads: Vec::new(),
+            trace: None,
+        }
+    }
+
+    /// Hashes everything the nodes put out from now on.
+    pub fn trace(&mut self) {
+        self.trace = Some(0);
+    }
+
+    pub fn trace_hash(&self) -> Option<u64> {
+        self.trace
+    }
+
+    /// A cluster of one.
+    pub fn bootstrap(&mut self, id: RaftId) {
+        let cluster_id = ClusterId::new(Uuid::from_u128(1));
+        let state = Arc::new(ClusterState::new(cluster_id, Epoch(0), Vec::new()));
+        let data = self.encode(state);
+        let mut disk = self.new_disk();
+        disk.write(Write::Raft(founding_write(id, data)));
+        disk.sync();
+        self.nodes.insert(id, Node { disk, running: None, next_tick_ms: 0, starts: 0 });
+        self.start(id);
+    }
+
+    /// An empty node, waiting to be added.
+    pub fn add_joiner(&mut self, id: RaftId) {
+        let disk = self.new_disk();
+        self.nodes.insert(id, Node { disk, running: None, next_tick_ms: 0, starts: 0 });
+        self.start(id);
+    }
+
+    fn new_disk(&self) -> Disk {
+        Disk::new(self.planted == Planted::ForgetsCommit)
+    }
+
+    pub fn start(&mut self, id: RaftId) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        assert!(node.running.is_none());
+        node.starts += 1;
+        let (loaded, stored) = node.disk.load();
+        let config = RaftConfig { raft_id: id, seed: self.rng.random(), ..self.config.clone() };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let core = RaftCore::new(config, loaded, logger).unwrap();
+        let nothing = ClusterState::new(ClusterId::new(Uuid::nil()), Epoch(0), Vec::new());
+        let (applied, state) = stored.map_or((0, nothing), |s| (s.applied, ClusterState::clone(&s.state)));
+        node.next_tick_ms = self.now_ms + self.rng.random_range(1..=TICK_MS);
+        node.running = Some(Running {
+            membership: core.membership().clone(),
+            core,
+            fsm: Fsm::new(state),
+            applied,
+            writing: None,
+            building: None,
+            reads: BTreeMap::new(),
+            campaign_at_ms: None,
+        });
+        self.drain(id);
+    }
+
+    pub fn crash(&mut self, id: RaftId) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        if node.running.take().is_some() {
+            node.disk.crash(&mut self.rng);
+            self.crashes += 1;
+        }
+    }
+
+    pub fn is_running(&self, id: RaftId) -> bool {
+        self.nodes[&id].running.is_some()
+    }
+
+    /// Whether it runs and never was a member.
+    pub fn core_is_new(&self, id: RaftId) -> bool {
+        self.nodes[&id].running.as_ref().is_some_and(|running| running.applied == 0)
+    }
+
+    pub fn ids(&self) -> Vec<RaftId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    pub fn running_ids(&self) -> Vec<RaftId> {
+        self.nodes.iter().filter(|(_, node)| node.running.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    pub fn core(&self, id: RaftId) -> &RaftCore {
+        &self.nodes[&id].running.as_ref().expect("the node runs").core
+    }
+
+    pub fn status(&self, id: RaftId) -> Option<Status> {
+        self.nodes[&id].running.as_ref().map(|running| running.core.status())
+    }
+
+    pub fn state(&self, id: RaftId) -> &Arc<ClusterState> {
+        self.nodes[&id].running.as_ref().expect("the node runs").fsm.state()
+    }
+
+    /// The leader of the highest term that has applied an entry of it.
+    pub fn leader(&self) -> Option<RaftId> {
+        let ready = |id: &RaftId| self.status(*id).filter(|status| status.leader_ready);
+        self.running_ids()
+            .into_iter()
+            .filter(|id| ready(id).is_some())
+            .max_by_key(|id| ready(id).map(|s| s.term))
+    }
+
+    /// Feeds an input to a running node and does what follows.
+    pub fn input<T>(&mut self, id: RaftId, feed: impl FnOnce(&mut RaftCore) -> T) -> Option<T> {
+        let running = self.nodes.get_mut(&id)?.running.as_mut()?;
+        let result = feed(&mut running.core);
+        self.drain(id);
+        Some(result)
+    }
+
+    /// Proposes `count` new requests at once.
+    pub fn propose(&mut self, id: RaftId, count: usize) -> Vec<u64> {
+        let attempts: Vec<_> = (0..count)
+            .map(|_| {
+                self.next_request += 1;
+                Attempt { request: self.next_request, number: 0 }
+            })
+            .collect();
+        self.attempt(id, &attempts);
+        attempts.iter().map(|attempt| attempt.request).collect()
+    }
+
+    pub fn attempt(&mut self, id: RaftId, attempts: &[Attempt]) {
+        let tokens: Vec<_> = attempts.iter().map(|a| (self.token(Waiting::Request(*a)), *a)).collect();
+        self.input(id, |core| {
+            for (token, attempt) in tokens {
+                core.handle_propose(token, attempt.encode().into());
+            }
+        });
+    }
+
+    pub fn change(&mut self, id: RaftId, change: &MembershipChange) {
+        let token = self.token(Waiting::Change);
+        self.input(id, |core| core.handle_change_members(token, change, Bytes::new()));
+    }
+
+    pub fn read(&mut self, id: RaftId) {
+        self.next_token += 1;
+        let token = ReadToken(self.next_token);
+        let must_see = self.oracle.read_begins();
+        if let Some(running) = self.nodes.get_mut(&id).and_then(|node| node.running.as_mut()) {
+            running.reads.insert(token, must_see);
+        }
+        self.input(id, |core| core.handle_read(token));
+    }
+
+    /// Everyone who follows `gone` learns that its process is gone, truly or not.
+    pub fn leader_gone(&mut self, gone: RaftId) {
+        for id in self.running_ids() {
+            let jitter = self.rng.random_range(0..10);
+            let rank = self.input(id, |core| core.handle_leader_gone(gone)).flatten();
+            if let (Some(rank), Some(running)) = (rank, self.nodes.get_mut(&id).unwrap().running.as_mut()) {
+                running.campaign_at_ms = Some(self.now_ms + 10 + u64::from(rank) * 25 + jitter);
+            }
+        }
+    }
+
+    fn token(&mut self, waiting: Waiting) -> ProposalToken {
+        self.next_token += 1;
+        let token = ProposalToken(self.next_token);
+        self.tokens.insert(token, waiting);
+        token
+    }
+
+    /// Five milliseconds go by.
+    pub fn step(&mut self) {
+        self.now_ms += 5;
+        while let Some(message) = self.network.due(self.now_ms) {
+            self.deliver(&message);
+        }
+        let now_ms = self.now_ms;
+        let (due, later) = self.snapshot_reports.drain(..).partition(|report| report.0 <= now_ms);
+        self.snapshot_reports = later;
+        for (_, from, to, taken) in due {
+            if self.planted != Planted::NoSnapshotReport {
+                self.input(from, |core| core.handle_snapshot_report(to, taken));
+            }
+        }
+        for id in self.ids() {
+            self.wake(id);
+        }
+    }
+
+    pub fn run_ms(&mut self, ms: u64) {
+        let end = self.now_ms + ms;
+        while self.now_ms < end {
+            self.step();
+        }
+    }
+
+    /// Runs until `done`, at most `ms`; whether it was.
+    pub fn run_until(&mut self, ms: u64, mut done: impl FnMut(&World) -> bool) -> bool {
+        let end = self.now_ms + ms;
+        while self.now_ms < end && !done(self) {
+            self.step();
+        }
+        done(self)
+    }
+
+    fn deliver(&mut self, message: &Message) {
+        let result = self.input(message.to, |core| core.handle_message(message));
+        if let Some(Err(refused)) = &result {
+            let expected = matches!(refused, MessageRefused::NotAMember { .. });
+            assert!(expected, "an honest message was refused: {refused}");
+        }
+        if message.kind == MessageKind::Snapshot {
+            self.report_snapshot(message, result.is_some());
+        }
+    }
+
+    fn report_snapshot(&mut self, message: &Message, taken: bool) {
+        let at_ms = self.now_ms + self.rng.random_range(0..50);
+        self.snapshot_reports.push((at_ms, message.from, message.to, taken));
+    }
+
+    fn wake(&mut self, id: RaftId) {
+        let now_ms = self.now_ms;
+        let Some(running) = self.nodes.get_mut(&id).unwrap().running.as_mut() else { return };
+        let written = running.writing.take_if(|(_, due_ms)| *due_ms <= now_ms);
+        let built = running.building.take_if(|(_, _, due_ms)| *due_ms <= now_ms);
+        let campaign = running.campaign_at_ms.take_if(|due_ms| *due_ms <= now_ms);
+        if let Some((number, _)) = written {
+            self.nodes.get_mut(&id).unwrap().disk.sync();
+            self.input(id, |core| core.handle_persisted(number));
+        }
+        if let Some((index, state, _)) = built {
+            let failed = self.faults.crash > 0.0 && self.rng.random_bool(0.1);
+            let data = self.encode(state);
+            self.input(id, |core| match failed {
+                true => core.handle_snapshot_failed(index),
+                false => core.handle_snapshot_built(index, data),
+            });
+        }
+        if campaign.is_some() {
+            self.input(id, RaftCore::handle_campaign);
+        }
+        if self.nodes[&id].next_tick_ms <= now_ms {
+            // Clocks run a little differently.
+            let step = self.rng.random_range(TICK_MS * 9 / 10..=TICK_MS * 11 / 10);
+            self.nodes.get_mut(&id).unwrap().next_tick_ms = now_ms + step;
+            self.input(id, RaftCore::handle_tick);
+        }
+    }
+
+    fn encode(&mut self, state: Arc<ClusterState>) -> Bytes {
+        self.snapshots.push(state);
+        Bytes::copy_from_slice(&(self.snapshots.len() as u64 - 1).to_be_bytes())
+    }
+
+    fn decode(&self, data: &[u8]) -> ClusterState {
+        let number = u64::from_be_bytes(data.try_into().unwrap());
+        ClusterState::clone(&self.snapshots[number as usize])
+    }
+
+    /// The shell's loop: one output after the other, each finished before the next.
+    fn drain(&mut self, id: RaftId) {
+        loop {
+            let node = self.nodes.get_mut(&id).unwrap();
+            let Some(output) = node.running.as_mut().and_then(|running| running.core.poll_output()) else {
+                return;
+            };
+            if let Some(hash) = &mut self.trace {
+                for byte in format!("{id} {output:?}").bytes() {
+                    *hash = (*hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+                }
+            }
+            self.handle_output(id, output);
+            if self.rng.random_bool(self.faults.crash) {
+                return self.crash(id);
+            }
+        }
+    }
+
+    fn handle_output(&mut self, id: RaftId, output: Output) {
+        match output {
+            Output::Send(messages) => self.send(messages),
+            Output::Persist(persist) => {
+                self.oracle.on_persist(&persist);
+                let number = persist.number;
+                let slow = self.rng.random_bool(self.faults.slow_write);
+                let took_ms = if slow { self.rng.random_range(5..200) } else { 0 };
+                let node = self.nodes.get_mut(&id).unwrap();
+                node.disk.write(Write::Raft(persist));
+                let running = node.running.as_mut().unwrap();
+                if self.planted == Planted::AcknowledgesBeforeSync {
+                    running.core.handle_persisted(number);
+                } else if slow {
+                    running.writing = Some((number, self.now_ms + took_ms));
+                } else {
+                    node.disk.sync();
+                    running.core.handle_persisted(number);
+                }
+            }
+            Output::Install(snapshot) => {
+                let state = self.decode(&snapshot.data);
+                let running = self.nodes.get_mut(&id).unwrap().running.as_mut().unwrap();
+                assert!(snapshot.index > running.applied, "a snapshot goes back");
+                running.fsm = Fsm::new(state);
+                running.applied = snapshot.index;
+                running.membership = snapshot.membership;
+                self.oracle.on_state(id, snapshot.index, running.fsm.state());
+            }
+            Output::Apply(committed) => self.apply(id, committed),
+            Output::ProposalFailed { token, failure } => self.proposal_failed(token, failure),
+            Output::ReadReady { token, index } => {
+                let running = self.nodes.get_mut(&id).unwrap().running.as_mut().unwrap();
+                let must_see = running.reads.remove(&token).expect("a read is answered once");
+                let (applied, needed) = (running.applied, index.max(must_see));
+                if applied < needed {
+                    panic!(
+                        "a stale read at node {id}: applied {applied}, needed {needed}: {}",
+                        self.describe()
+                    );
+                }
+                self.oracle.reads += 1;
+                self.finished_reads.push((id, token, Some(index)));
+            }
+            Output::ReadFailed { token, .. } => {
+                let running = self.nodes.get_mut(&id).unwrap().running.as_mut().unwrap();
+                running.reads.remove(&token).expect("a read is answered once");
+                self.finished_reads.push((id, token, None));
+            }
+            Output::Status(status) => {
+                if status.role == Role::Leader {
+                    self.oracle.on_leader(status.term, id);
+                }
+            }
+            Output::BuildSnapshot { index } => {
+                let due_ms = self.now_ms + self.rng.random_range(0..100);
+                let running = self.nodes.get_mut(&id).unwrap().running.as_mut().unwrap();
+                assert_eq!(index, running.applied);
+                assert!(running.building.is_none(), "one snapshot at a time");
+                self.oracle.on_state(id, index, running.fsm.state());
+                running.building = Some((index, running.fsm.state().clone(), due_ms));
+            }
+            Output::Compact(compaction) => {
+                self.nodes.get_mut(&id).unwrap().disk.write(Write::Compact(compaction));
+            }
+        }
+    }
+
+    fn send(&mut self, messages: Vec<Message>) {
+        for message in messages {
+            let is_snapshot = message.kind == MessageKind::Snapshot;
+            self.snapshots_sent += u64::from(is_snapshot);
+            if !self.network.send(&mut self.rng, self.now_ms, message.clone()) && is_snapshot {
+                self.report_snapshot(&message, false);
+            }
+        }
+    }
+
+    fn apply(&mut self, id: RaftId, committed: Vec<Committed>) {
+        for committed in committed {
+            let running = self.nodes.get_mut(&id).unwrap().running.as_mut().unwrap();
+            assert_eq!(committed.index, running.applied + 1, "applied out of order");
+            running.applied = committed.index;
+            self.oracle.on_committed(id, &committed);
+            let waiting = committed.proposal.map(|token| self.tokens.remove(&token).expect("answered once"));
+            match committed.kind {
+                CommittedKind::Normal(data) => {
+                    let attempt = Attempt::decode(&data);
+                    let outcome = running.fsm.apply(&command(attempt.request));
+                    self.oracle.on_outcome(id, committed.index, &outcome);
+                    if let Some(Waiting::Request(waiting)) = waiting {
+                        assert_eq!(waiting, attempt, "a waiter got another one's entry");
+                        self.oracle.on_acknowledged(attempt, committed.index, &outcome);
+                    }
+                }
+                CommittedKind::Membership { membership, .. } => {
+                    running.membership = membership;
+                    self.oracle.member_changes += u64::from(waiting.is_some());
+                }
+                CommittedKind::Empty => {}
+            }
+            if committed.index % Oracle::STATE_EVERY == 0 {
+                self.oracle.on_state(id, committed.index, running.fsm.state());
+            }
+        }
+        if self.rng.random_bool(self.faults.write_state) {
+            let node = self.nodes.get_mut(&id).unwrap();
+            let running = node.running.as_ref().unwrap();
+            node.disk.write(Write::State(StoredState {
+                applied: running.applied,
+                membership: running.membership.clone(),
+                state: running.fsm.state().clone(),
+            }));
+        }
+    }
+
+    fn proposal_failed(&mut self, token: ProposalToken, failure: ProposalFailure) {
+        match self.tokens.remove(&token).expect("answered once") {
+            Waiting::Request(attempt) => {
+                if failure != ProposalFailure::OutcomeUnknown {
+                    self.oracle.on_no_effect(attempt);
+                }
+                self.retries.push(Attempt { number: attempt.number + 1, ..attempt });
+            }
+            Waiting::Change => self.change_failures.push(failure),
+        }
+    }
+
+    /// After the last fault: everyone returns, agrees, and has all that was acknowledged.
+    pub fn check_recovery(&mut self) {
+        self.network.heal();
+        self.network.weather = Weather::CALM;
+        self.faults = Faults { write_state: self.faults.write_state, ..Faults::NONE };
+        for id in self.ids() {
+            if !self.is_running(id) {
+                self.start(id);
+            }
+        }
+        let settled =
+            |world: &World| world.leader().is_some_and(|id| !world.core(id).membership().is_joint());
+        self.run_ms(2_000);
+        assert!(self.run_until(20_000, settled), "no leader, or joint for ever: {}", self.describe());
+        assert!(self.write_gets_through(), "no write gets through: {}", self.describe());
+        self.run_ms(2_000);
+        let leader = self.leader().expect("a calm cluster has a leader");
+        let members = self.core(leader).membership().clone();
+        let target = self.core(leader).committed();
+        let level = |world: &World| members.all().iter().all(|id| world.core(*id).applied() >= target);
+        assert!(self.run_until(10_000, level), "a member stays behind: {}", self.describe());
+        let has: BTreeSet<u64> = self.state(leader).tokens.keys().map(|id| id.0).collect();
+        for request in self.oracle.acknowledged() {
+            assert!(has.contains(&request), "acknowledged request {request} is lost");
+        }
+        assert!(self.core(leader).committed() >= self.oracle.acknowledged_max());
+        let reads = self.oracle.reads;
+        self.read(leader);
+        assert!(self.run_until(5_000, |world| world.oracle.reads > reads), "no read gets through");
+    }
+
+    fn write_gets_through(&mut self) -> bool {
+        let before = self.oracle.acknowledged_max();
+        for _ in 0..40 {
+            if let Some(leader) = self.leader() {
+                self.propose(leader, 1);
+            }
+            if self.run_until(500, |world| world.oracle.acknowledged_max() > before) {
+                return true;
+            }
+        }
+        false
+    }
+
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (id, node) in &self.nodes {
+            let line = match &node.running {
+                None => format!("\n  {id}: down"),
+                Some(running) => format!(
+                    "\n  {id}: {:?} applied {} committed {} members {:?} progress {:?}",
+                    running.core.status(),
+                    running.core.applied(),
+                    running.core.committed(),
+                    running.core.membership(),
+                    running.core.progress()
+                ),
+            };
+            text.push_str(&line);
+        }
+        text
+    }
+}
+
+fn command(request: u64) -> Command {
+    Command {
+        request_id: RequestId::new(Uuid::from_u128(u128::from(request))),
+        body: CommandBody::CreateToken(TokenRecord {
+            id: TokenId(request),
+            role: TokenRole::Reader,
+            secret_hash: [0; 32],
+            expires_at: UnixMs(0),
+            uses_left: 0,
+            bound_id: None,
+            used_by: Vec::new(),
+        }),
+    }
+}
