@@ -1,7 +1,7 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc clean
+.PHONY: help demo build test lint fmt doc bench bench-forward clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,14 +24,24 @@ lint: ## Check formatting, clippy, the repository's own rules and, where install
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo test --workspace --test tidy --quiet
-	@if cargo deny --version >/dev/null 2>&1; then set -x; cargo deny --workspace check; \
-	else echo "skipped: cargo deny (not installed: cargo install cargo-deny), so licences and advisories were not checked"; fi
+	@if ! cargo deny --version >/dev/null 2>&1; then \
+		echo "skipped: licences, bans and advisories (cargo-deny is not installed: cargo install cargo-deny)"; \
+	else \
+		cargo deny --workspace check licenses bans sources && \
+		if cargo deny fetch db >/dev/null 2>&1; then cargo deny --workspace check advisories; \
+		else echo "skipped: advisories (their database cannot be fetched)"; fi; \
+	fi
 
 fmt: ## Format the sources
 	cargo fmt --all
 
 doc: ## Build the API documentation, refusing dead links in it: target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+bench: bench-forward ## Run all benches
+
+bench-forward: ## Measure forwards beside a direct fetch and haproxy: target/bench/forward.json
+	cargo run --release -p p2p-tests --bin bench_forward
 
 clean: ## Remove what was built
 	cargo clean

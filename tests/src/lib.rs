@@ -2,9 +2,11 @@
 //!
 //! - [`cluster`]: real processes of both binaries, started and asked through their command lines.
 //! - [`backend`] and [`http`]: a real HTTP service to forward to and a client that shows what came back.
+//! - [`bench`]: ours and a rival in turns, and how the result is written down.
 //! - [`tidy`]: what the compiler does not check about the repository: direction of dependencies, links, words.
 
 pub mod backend;
+pub mod bench;
 pub mod cluster;
 pub mod http;
 pub mod tidy;

@@ -189,8 +189,8 @@ fn leave(cluster: Cluster, backend: Process) -> anyhow::Result<()> {
 fn start_backend(addr: SocketAddr, dir: &Path, lifetime: Lifetime) -> anyhow::Result<Process> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["backend", &addr.to_string(), "demo"]);
-    let process = Process::spawn("backend", command, &dir.join("backend.log"), lifetime)?;
-    wait_for("the web service", PATIENCE, || http::get(addr, SERVICE, "/"))?;
+    let mut process = Process::spawn("backend", command, &dir.join("backend.log"), lifetime)?;
+    process.wait_for("serving", PATIENCE, || http::get(addr, SERVICE, "/"))?;
     say(&format!("a web service on {addr}"));
     Ok(process)
 }

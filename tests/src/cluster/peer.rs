@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::report::{Links, PeerStatus};
-use super::{Lifetime, Output, PATIENCE, PortLease, Process, binaries, run, wait_for};
+use super::{Lifetime, Output, PATIENCE, PortLease, Process, binaries, run};
 
 /// A Peer: its ports, data directory and services, and its process while it runs.
 #[derive(Debug)]
@@ -88,19 +88,16 @@ impl PeerProcess {
 
     /// Waits until it works and has sessions to `servers` Servers.
     pub fn wait_working(&mut self, servers: usize, within: Duration) -> anyhow::Result<()> {
-        let what = format!("{} working", self.name);
-        wait_for(&what, within, || {
-            if let Some(status) = self.process_mut()?.exited()? {
-                // Waiting on would not bring it back.
-                return Ok(Err(anyhow::anyhow!("it ended with {status}: {}", self.process_mut()?.log())));
-            }
+        let mut process = self.process.take().with_context(|| format!("{} was not started", self.name))?;
+        let found = process.wait_for("working", within, || {
             let status = self.status()?;
             ensure!(status.state == "working", "it says '{}'", status.state);
             let connected = status.servers.iter().filter(|server| server.connected).count();
             ensure!(connected >= servers, "{connected} of {servers} Servers connected");
-            Ok(Ok(()))
-        })?
-        .context(what)
+            Ok(())
+        });
+        self.process = Some(process);
+        found
     }
 
     /// Whether it was started and not taken down by [`Self::kill`].

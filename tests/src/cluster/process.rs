@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use super::wait_for;
+
 /// How many of its last lines a failure shows.
 const SHOWN_LINES: usize = 60;
 
@@ -137,6 +139,29 @@ impl Process {
         }
     }
 
+    /// Waits until `look` succeeds while the process runs.
+    ///
+    /// # Errors
+    /// When it ends meanwhile, or after `within`; both with the last lines of its log.
+    pub fn wait_for<T>(
+        &mut self,
+        what: &str,
+        within: Duration,
+        mut look: impl FnMut() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let what = format!("{} {what}", self.name);
+        let found = wait_for(&what, within, || match self.exited()? {
+            // Looking on would not bring it back.
+            Some(_) => Ok(None),
+            None => look().map(Some),
+        });
+        match found {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => bail!("waited for {what}, but it ended\n{}", self.log_tail()),
+            Err(error) => bail!("{error:#}\n{}", self.log_tail()),
+        }
+    }
+
     /// All it printed so far; lossy where that is not UTF-8.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -243,6 +268,16 @@ mod tests {
         assert_eq!(process.log(), "out\nerr\n");
         assert!(process.log_tail().contains("exit status: 3"));
         process.signal(Signal::Kill).unwrap();
+    }
+
+    #[test]
+    fn waiting_for_one_that_ended_shows_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = shell(dir.path(), "echo last words; exit 3");
+        let found: anyhow::Result<()> =
+            process.wait_for("ready", Duration::from_secs(60), || bail!("not yet"));
+        let error = found.unwrap_err().to_string();
+        assert!(error.contains("waited for shell ready") && error.contains("last words"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::report::{Master, Members, Peers};
-use super::{Lifetime, Output, PATIENCE, PortLease, Process, binaries, run, wait_for};
+use super::{Lifetime, Output, PATIENCE, PortLease, Process, binaries, run};
 use crate::http;
 
 /// How a Server comes up.
@@ -109,18 +109,11 @@ impl ServerProcess {
     /// Waits until it says of itself that it is ready.
     pub fn wait_ready(&mut self, within: Duration) -> anyhow::Result<()> {
         let ops = self.ops();
-        let name = self.name.clone();
-        let process = self.process_mut()?;
-        wait_for(&format!("{name} ready"), within, || {
-            if let Some(status) = process.exited()? {
-                // Waiting on would not bring it back.
-                return Ok(Err(anyhow::anyhow!("it ended with {status}: {}", process.log())));
-            }
+        self.process_mut()?.wait_for("ready", within, || {
             let answer = http::get(ops, "localhost", "/readyz")?;
             ensure!(answer.status == 200, "/readyz says {}: {}", answer.status, answer.text());
-            Ok(Ok(()))
-        })?
-        .with_context(|| format!("{name} is not ready"))
+            Ok(())
+        })
     }
 
     /// Whether it was started and not taken down by [`Self::kill`].
