@@ -65,9 +65,8 @@ pub const METHODS: &[(&str, &[CallerKind])] = &[
     ("/p2p.v1.Peering/Join", &[Server]),
     ("/p2p.v1.Peering/FetchCaKey", &[Server]),
     ("/p2p.v1.Peering/Propose", &[Server]),
-    ("/p2p.v1.Peering/ReadIndex", &[Server]),
-    ("/p2p.v1.Peering/RaftStream", &[Server]),
-    ("/p2p.v1.Peering/RaftSnapshot", &[Server]),
+    ("/p2p.v1.Raft/Stream", &[Server]),
+    ("/p2p.v1.Raft/SendSnapshot", &[Server]),
     ("/grpc.health.v1.Health/Check", ANYONE),
     ("/grpc.health.v1.Health/Watch", ANYONE),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", KNOWN),
@@ -191,6 +190,7 @@ mod tests {
     const PROTOCOL: &[&str] = &[
         include_str!("../../../proto/p2p/v1/cluster.proto"),
         include_str!("../../../proto/p2p/v1/enroll.proto"),
+        include_str!("../../../proto/p2p/v1/raft.proto"),
         include_str!("../../../proto/p2p/v1/session.proto"),
     ];
 
@@ -227,6 +227,7 @@ mod tests {
             ("/p2p.v1.Cluster/", [false, true, true, true, true]),
             ("/p2p.v1.Operator/", [false, false, false, false, true]),
             ("/p2p.v1.Peering/", [false, false, true, false, false]),
+            ("/p2p.v1.Raft/", [false, false, true, false, false]),
             ("/grpc.health.v1.Health/", [true; 5]),
             ("/grpc.reflection.", [false, true, true, true, true]),
         ];
