@@ -1,1 +1,4 @@
 //! A node of the server cluster: raft, tables, introductions, gRPC.
+
+pub mod cli;
+pub mod config;

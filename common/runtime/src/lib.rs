@@ -6,7 +6,9 @@
 pub mod admin;
 pub mod ca;
 pub mod clock;
+pub mod columns;
 pub mod config;
+pub mod exit;
 pub mod grpc;
 pub mod identity;
 pub mod interfaces;

@@ -331,7 +331,10 @@ pub fn link_from(link: v1::Link) -> Result<LinkRow, ConvertError> {
         Ok(v1::PathKind::Punched) => Some(PathKind::Punched),
         Ok(v1::PathKind::Relayed) => Some(PathKind::Relayed),
         _ => {
-            return Err(ConvertError::new("path", format!("{} is not a path of a connected link", link.path)));
+            return Err(ConvertError::new(
+                "path",
+                format!("{} is not a path of a connected link", link.path),
+            ));
         }
     };
     Ok(LinkRow {

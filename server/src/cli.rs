@@ -1,0 +1,203 @@
+//! The command line of `p2p-server`: what may be typed, and what happens then.
+//!
+//! `run` is a Server; every other verb is a client of one: the Server of a data directory (`--data`), which
+//! leaves its address, CA and an operator token there, or any other by address, CA file and token.
+
+mod client;
+mod show;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use p2p_runtime::exit::{Exit, chain};
+use p2p_runtime::shutdown::Shutdown;
+use p2p_runtime::{config, logger};
+use slog::{Logger, warn};
+
+use crate::config::{ENVIRONMENT_PREFIX, RawConfig, ServerConfig};
+
+/// A node of the server cluster: three or more elect a Master, introduce Peers to each other and help them
+/// through NATs.
+#[derive(Debug, Parser)]
+#[command(name = "p2p-server", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  p2p-server run --data /var/lib/s1 --name s1 --bootstrap           begin a cluster
+  p2p-server token create --data /var/lib/s1 --role server          a token for the next Server
+  p2p-server run --data /var/lib/s2 --join HOST1:7400 --token T     join it
+  p2p-server members --data /var/lib/s1                             see who is there
+
+Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, 3 an operator must act, 4 not available now.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a Server: bootstrap a cluster, join one, or come back to it
+    Run(Box<RunArgs>),
+    /// List the Servers of the cluster
+    Members(MembersArgs),
+    /// Show the Master, or follow its changes
+    Master(MasterArgs),
+    /// List the Peers online at one Server
+    Peers(ClientArgs),
+    /// List the services that Peers offer at one Server
+    Services(ClientArgs),
+    /// Show one Server's own state
+    Status(ClientArgs),
+    /// Create, list and revoke tokens
+    Token {
+        #[command(subcommand)]
+        verb: token::TokenVerb,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// TOML file with the same keys as the flags below, `-` written as `_`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: RawConfig,
+}
+
+#[derive(Debug, Args)]
+struct MembersArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Answer from the asked Server's own state, without asking the leader
+    #[arg(long)]
+    stale: bool,
+}
+
+#[derive(Debug, Args)]
+struct MasterArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Print the Master now and at every change, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Which Server to ask, and how to print.
+#[derive(Debug, Clone, Args)]
+struct ClientArgs {
+    /// Data directory of a Server that runs on this host
+    #[arg(long, value_name = "DIR", required_unless_present = "server")]
+    data: Option<PathBuf>,
+    /// Or the address of any Server, with --ca and --token
+    #[arg(long, value_name = "HOST:PORT", requires = "ca", requires = "token", conflicts_with = "data")]
+    server: Option<String>,
+    /// The cluster's CA certificate (ca.pem of any node's data directory)
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// An operator or reader token
+    #[arg(long, value_name = "TOKEN", env = "P2P_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
+    /// How long to wait for the answer
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+/// Parses the command line and does what it says. `serve` runs a Server until it is told to stop.
+pub fn main<F>(serve: F) -> ExitCode
+where
+    F: AsyncFnOnce(ServerConfig, Logger, Shutdown) -> Result<(), Exit>,
+{
+    let done = match Cli::parse().verb {
+        Verb::Run(args) => run(*args, serve),
+        verb => ask(verb),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => exit.report("p2p-server"),
+    }
+}
+
+fn run<F>(args: RunArgs, serve: F) -> Result<(), Exit>
+where
+    F: AsyncFnOnce(ServerConfig, Logger, Shutdown) -> Result<(), Exit>,
+{
+    let loaded =
+        config::load(args.config.as_deref(), ENVIRONMENT_PREFIX, &config::environment(), &args.flags)
+            .map_err(|e| Exit::usage(chain(&e)))?;
+    let config = loaded.raw.validate().map_err(|e| Exit::usage(chain(&e)))?;
+    let (log, guard) =
+        logger::start(config.log_level, config.log_format).map_err(|e| Exit::failed(chain(&e)))?;
+    for variable in loaded.ignored {
+        warn!(log, "environment variable names no setting"; "variable" => variable.name,
+            "nearest" => variable.nearest.unwrap_or_default());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Exit::failed(format!("cannot start: {e}")))?;
+    let done = runtime.block_on(async {
+        let shutdown = Shutdown::install(log.clone()).map_err(Exit::failed)?;
+        serve(config, log, shutdown).await
+    });
+    // Whatever still runs has had its time to stop.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    drop(guard);
+    done
+}
+
+fn ask(verb: Verb) -> Result<(), Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Exit::failed(format!("cannot start: {e}")))?;
+    runtime.block_on(async {
+        match verb {
+            Verb::Run(_) => Err(Exit::failed("run is no look-up")),
+            Verb::Members(args) => show::members(&args.client, args.stale).await,
+            Verb::Master(args) if args.watch => show::watch_master(&args.client).await,
+            Verb::Master(args) => show::master(&args.client).await,
+            Verb::Peers(args) => show::peers(&args).await,
+            Verb::Services(args) => show::services(&args).await,
+            Verb::Status(args) => show::status(&args).await,
+            Verb::Token { verb } => token::run(verb).await,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_lines_parse() {
+        for line in [
+            "p2p-server run --data d --name s1 --listen 127.0.0.1:7401 --ops 127.0.0.1:7481 --registry 127.0.0.1:7171 --bootstrap",
+            "p2p-server run --data d --name s2 --listen 127.0.0.1:7402 --join 127.0.0.1:7401 --token T",
+            "p2p-server members --data d --json",
+            "p2p-server members --server h:1 --ca ca.pem --token t --stale",
+            "p2p-server master --data d --watch",
+            "p2p-server token create --role server --uses 2 --ttl 1h --data d",
+            "p2p-server token list --data d",
+            "p2p-server token revoke 00000000000000ff --data d",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        for line in
+            ["p2p-server", "p2p-server members", "p2p-server members --server h:1", "p2p-server run --dta d"]
+        {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! A connection of the command line to a Server.
+
+use std::path::Path;
+use std::time::Duration;
+
+use p2p_common::addr::HostPort;
+use p2p_proto::v1::cluster_client::ClusterClient;
+use p2p_proto::v1::operator_client::OperatorClient;
+use p2p_runtime::exit::{Exit, chain};
+use p2p_runtime::grpc::{ChannelParams, connect};
+use p2p_runtime::identity::TrustBundle;
+use p2p_runtime::tls::Connector;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use super::ClientArgs;
+
+/// Where a Server leaves its API address for the command line.
+pub(crate) const ADDRESS_FILE: &str = "api.addr";
+/// Where a Server leaves an operator token that is good for its own run only.
+pub(crate) const OPERATOR_TOKEN_FILE: &str = "operator.token";
+/// The trust bundle in a data directory.
+const CA_FILE: &str = "ca.pem";
+
+/// Adds the bearer token and the deadline to each call.
+#[derive(Clone)]
+pub(super) struct Bearer {
+    value: MetadataValue<Ascii>,
+    timeout: Option<Duration>,
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.value.clone());
+        if let Some(timeout) = self.timeout {
+            request.set_timeout(timeout);
+        }
+        Ok(request)
+    }
+}
+
+pub(super) type Authorised = InterceptedService<Channel, Bearer>;
+
+/// One Server, reached and checked.
+pub(super) struct Client {
+    channel: Channel,
+    bearer: Bearer,
+    /// Whom it was checked against.
+    pub(super) trust: TrustBundle,
+    /// Where it is.
+    pub(super) address: HostPort,
+}
+
+impl Client {
+    /// Reaches the Server that `args` names.
+    pub(super) async fn reach(args: &ClientArgs) -> Result<Client, Exit> {
+        let Access { address, ca, token } = access(args)?;
+        let trust = TrustBundle::from_pem(&ca).map_err(|e| Exit::usage(chain(&e)))?;
+        let connector = Connector::public(&trust).map_err(|e| Exit::failed(chain(&e)))?;
+        let params = ChannelParams { dial_timeout: args.timeout, ..ChannelParams::default() };
+        let connection = connect(&connector, &address, &params).await.map_err(|e| {
+            Exit::unavailable(format!("no answer from the Server at {address}: {}", chain(&e)))
+        })?;
+        let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
+            .parse()
+            .map_err(|_| Exit::usage("the token has characters no token has"))?;
+        value.set_sensitive(true);
+        let bearer = Bearer { value, timeout: Some(args.timeout) };
+        Ok(Client { channel: connection.channel, bearer, trust, address })
+    }
+
+    /// Look-ups.
+    pub(super) fn cluster(&self) -> ClusterClient<Authorised> {
+        ClusterClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+    }
+
+    /// Look-ups that go on without end.
+    pub(super) fn watching(&self) -> ClusterClient<Authorised> {
+        let bearer = Bearer { timeout: None, ..self.bearer.clone() };
+        ClusterClient::with_interceptor(self.channel.clone(), bearer)
+    }
+
+    /// Changes.
+    pub(super) fn operator(&self) -> OperatorClient<Authorised> {
+        OperatorClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+    }
+}
+
+struct Access {
+    address: HostPort,
+    ca: Vec<u8>,
+    token: String,
+}
+
+fn access(args: &ClientArgs) -> Result<Access, Exit> {
+    if let Some(server) = &args.server {
+        let address = server.parse().map_err(|e| Exit::usage(format!("--server: {e}")))?;
+        // clap asks for both beside --server.
+        let (Some(ca), Some(token)) = (&args.ca, &args.token) else {
+            return Err(Exit::usage("--server needs --ca and --token"));
+        };
+        let ca = std::fs::read(ca)
+            .map_err(|e| Exit::usage(format!("cannot read the CA file {}: {e}", ca.display())))?;
+        return Ok(Access { address, ca, token: token.clone() });
+    }
+    let Some(data) = &args.data else { return Err(Exit::usage("give --data DIR or --server HOST:PORT")) };
+    let token = match &args.token {
+        Some(token) => token.clone(),
+        None => text(data, OPERATOR_TOKEN_FILE)?,
+    };
+    let address = text(data, ADDRESS_FILE)?;
+    let address = address
+        .trim()
+        .parse()
+        .map_err(|e| Exit::failed(format!("{}: {e}", data.join(ADDRESS_FILE).display())))?;
+    Ok(Access { address, ca: bytes(data, CA_FILE)?, token })
+}
+
+fn text(data: &Path, file: &str) -> Result<String, Exit> {
+    String::from_utf8(bytes(data, file)?)
+        .map_err(|_| Exit::failed(format!("{} is not text", data.join(file).display())))
+}
+
+fn bytes(data: &Path, file: &str) -> Result<Vec<u8>, Exit> {
+    let path = data.join(file);
+    std::fs::read(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Exit::unavailable(format!(
+            "{} is not there: no Server has come up with this data directory yet; start one with `p2p-server run --data {} ...`",
+            path.display(),
+            data.display()
+        )),
+        std::io::ErrorKind::PermissionDenied => Exit::failed(format!(
+            "{} may not be read: this command needs the rights of the Server's user, or --server, --ca and --token",
+            path.display()
+        )),
+        _ => Exit::failed(format!("cannot read {}: {e}", path.display())),
+    })
+}
+
+/// What a refused call means for the command.
+pub(super) fn refused(status: Status) -> Exit {
+    let message = match status.message() {
+        "" => format!("the Server answered {}", status.code()),
+        text => text.to_owned(),
+    };
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::unavailable(message),
+        _ => Exit::failed(message),
+    }
+}

@@ -1,0 +1,186 @@
+//! Tokens: minted here, so that the secret is printed once and never stored; the cluster keeps its hash.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use p2p_common::NodeId;
+use p2p_common::command::{TokenId, TokenRole};
+use p2p_proto::{convert, v1};
+use p2p_runtime::exit::Exit;
+use p2p_runtime::identity::{CaFingerprint, Token};
+use serde::Serialize;
+use tonic::Code;
+use uuid::Uuid;
+
+use super::ClientArgs;
+use super::client::{Client, refused};
+use super::show::{print_columns, print_json};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TokenVerb {
+    /// Create a token and print it, once
+    Create(CreateArgs),
+    /// List the tokens, without their secrets
+    List(ClientArgs),
+    /// Make a token open nothing from now on
+    Revoke(RevokeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// What it opens: server and peer enrol nodes, operator changes things, reader looks
+    #[arg(long, value_name = "server|peer|operator|reader")]
+    role: TokenRole,
+    /// How many nodes may enrol with it (server and peer)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    uses: u32,
+    /// How long it is good for
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+    /// Only this Id may enrol with it
+    #[arg(long, value_name = "ID")]
+    id: Option<NodeId>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RevokeArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// The token's id, as `token list` shows it
+    #[arg(value_name = "TOKEN-ID")]
+    token_id: String,
+}
+
+pub(super) async fn run(verb: TokenVerb) -> Result<(), Exit> {
+    match verb {
+        TokenVerb::Create(args) => create(args).await,
+        TokenVerb::List(args) => list(&args).await,
+        TokenVerb::Revoke(args) => revoke(args).await,
+    }
+}
+
+#[derive(Serialize)]
+struct CreatedJson {
+    token: String,
+    token_id: String,
+    role: &'static str,
+    expires_at_unix_ms: u64,
+    uses: u32,
+}
+
+async fn create(args: CreateArgs) -> Result<(), Exit> {
+    let client = Client::reach(&args.client).await?;
+    let status = client.cluster().get_status(v1::GetStatusRequest {}).await.map_err(refused)?.into_inner();
+    let cluster_id = convert::parse(&status.cluster_id, "cluster_id").map_err(Exit::failed)?;
+    let [ca, ..] = client.trust.certificates() else { return Err(Exit::failed("the CA file is empty")) };
+    let token = Token::mint(args.role, cluster_id, CaFingerprint::of(ca)).map_err(Exit::failed)?;
+    let request = v1::CreateTokenRequest {
+        request_id: random_uuid()?.to_string(),
+        role: convert::token_role_to(args.role).into(),
+        uses: args.uses,
+        ttl_ms: u64::try_from(args.ttl.as_millis()).unwrap_or(u64::MAX),
+        bound_id: args.id.map(|id| id.to_string()).unwrap_or_default(),
+        token_id: token.id().0,
+        secret_hash: token.secret_hash().to_vec().into(),
+    };
+    let reply = create_once(&client, request).await?;
+    if reply.ca_fingerprint.as_ref() != token.ca_fingerprint().0.as_slice() {
+        return Err(Exit::failed("the cluster's CA is not the one of the CA file; fetch ca.pem again"));
+    }
+    let text = token.to_text();
+    if args.client.json {
+        return print_json(&CreatedJson {
+            token: text.to_string(),
+            token_id: token.id().to_string(),
+            role: args.role.as_str(),
+            expires_at_unix_ms: reply.expires_at_unix_ms,
+            uses: args.uses,
+        });
+    }
+    println!("{}", *text);
+    Ok(())
+}
+
+/// Asks until the answer is known: the request id makes a repeat harmless.
+async fn create_once(client: &Client, request: v1::CreateTokenRequest) -> Result<v1::CreateTokenReply, Exit> {
+    const TRIES: u32 = 20;
+    const AGAIN: Duration = Duration::from_millis(250);
+    let mut tried = 0;
+    loop {
+        match client.operator().create_token(request.clone()).await {
+            Ok(reply) => return Ok(reply.into_inner()),
+            // An election takes a moment.
+            Err(status) if status.code() == Code::Unavailable && tried < TRIES => {
+                tried += 1;
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(status) => return Err(refused(status)),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct TokensJson {
+    tokens: Vec<TokenJson>,
+}
+
+#[derive(Serialize)]
+struct TokenJson {
+    token_id: String,
+    role: &'static str,
+    expires_at_unix_ms: u64,
+    uses_left: u32,
+    bound_id: Option<String>,
+    used_by: Vec<String>,
+}
+
+async fn list(args: &ClientArgs) -> Result<(), Exit> {
+    let client = Client::reach(args).await?;
+    let reply = client.operator().list_tokens(v1::ListTokensRequest {}).await.map_err(refused)?.into_inner();
+    let mut tokens = Vec::new();
+    for token in reply.tokens {
+        tokens.push(TokenJson {
+            token_id: TokenId(token.token_id).to_string(),
+            role: convert::token_role_from(token.role).map_err(Exit::failed)?.as_str(),
+            expires_at_unix_ms: token.expires_at_unix_ms,
+            uses_left: token.uses_left,
+            bound_id: Some(token.bound_id).filter(|id| !id.is_empty()),
+            used_by: token.used_by,
+        });
+    }
+    if args.json {
+        return print_json(&TokensJson { tokens });
+    }
+    let rows: Vec<_> = tokens
+        .into_iter()
+        .map(|t| {
+            let expires = std::time::UNIX_EPOCH + Duration::from_millis(t.expires_at_unix_ms);
+            let expires = humantime::format_rfc3339_seconds(expires).to_string();
+            let uses = if matches!(t.role, "server" | "peer") { t.uses_left.to_string() } else { "-".into() };
+            let bound = t.bound_id.unwrap_or_else(|| "any".into());
+            [t.token_id, t.role.into(), expires, uses, bound, t.used_by.len().to_string()]
+        })
+        .collect();
+    print_columns(["TOKEN ID", "ROLE", "EXPIRES", "USES LEFT", "FOR", "USED BY"], &rows)
+}
+
+async fn revoke(args: RevokeArgs) -> Result<(), Exit> {
+    let token_id = u64::from_str_radix(&args.token_id, 16)
+        .map_err(|_| Exit::usage(format!("'{}' is not a token id: 16 hex digits", args.token_id)))?;
+    let client = Client::reach(&args.client).await?;
+    let request = v1::RevokeTokenRequest { request_id: random_uuid()?.to_string(), token_id };
+    client.operator().revoke_token(request).await.map_err(refused)?;
+    if args.client.json {
+        return print_json(&serde_json::json!({ "revoked": TokenId(token_id).to_string() }));
+    }
+    println!("revoked {}", TokenId(token_id));
+    Ok(())
+}
+
+fn random_uuid() -> Result<Uuid, Exit> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(Exit::failed)?;
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
+}
