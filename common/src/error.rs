@@ -62,6 +62,8 @@ codes! {
     WrongRecipient = 23, "wrong_recipient";
     /// The Server was taken out of table C.
     RemovedMember = 24, "removed_member";
+    /// A newer session or run of the same Id has taken over.
+    Replaced = 25, "replaced";
     /// No such token.
     TokenUnknown = 30, "token_unknown";
     /// The token's time is over.

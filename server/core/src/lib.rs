@@ -4,6 +4,13 @@
 //!
 //! | room | decides |
 //! |---|---|
+//! | `hub` | nothing: it joins the rooms of sessions behind one owner |
+//! | `peers` | who is online here (table A), and what is passed on of it |
+//! | `links` | what is kept of the links Peers report (table B) |
+//! | `push` | what each session is sent of table E |
+//! | `members` | which version of table C each session is sent |
+//! | `visibility` | which services somebody may see |
+//! | `heartbeat` | when a sign of life is due, and who is offline |
 //! | `authorise` | who may call which method; what a bearer token opens |
 //! | `identities` | whether a node is who its certificate says |
 //! | `master` | who is Master, as this Server may say it |
@@ -13,10 +20,26 @@
 
 mod authorise;
 mod autopilot;
+mod heartbeat;
+mod hub;
 mod identities;
+mod links;
 mod master;
+mod members;
+mod peers;
+mod push;
+mod session;
+mod visibility;
 
 pub use authorise::{CallRefused, CallerKind, METHODS, TokenRefused, check_call, check_token};
 pub use autopilot::{GroupChange, MemberHealth, next_change, target_voters};
+pub use heartbeat::{HEARTBEAT, Heartbeats, SILENCE};
+pub use hub::{Down, Hub, HubConfig, Opened, Output, PeerListing, SessionRefused, TICK};
 pub use identities::{IdentityRefused, check_identity};
+pub use links::{LINKS_MAX, LinkReports, LinksRefused};
 pub use master::{MasterTracker, RaftSight};
+pub use members::MemberNews;
+pub use peers::{Arrival, ArrivalRefused, PeerRow, PeerTable, REPORT_BYTES_MAX, ReportRefused, SESSIONS_MAX};
+pub use push::{PeerPushes, TOMBSTONES_MAX};
+pub use session::SessionId;
+pub use visibility::{Viewer, visible_entry};
