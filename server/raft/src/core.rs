@@ -107,7 +107,9 @@ impl RaftCore {
         let (log, applied) = MemoryLog::load(loaded)?;
         let membership = log.start_membership().clone();
         let reinstall = log.snapshot().filter(|snapshot| snapshot.index > stored_applied).cloned();
-        let raw = RawNode::new(&config.to_raft(applied), log, &logger).map_err(StartRefused::Raft)?;
+        let raft_config = config.to_raft(applied);
+        raft_config.validate().map_err(StartRefused::Raft)?;
+        let raw = RawNode::new(&raft_config, log, &logger).map_err(StartRefused::Raft)?;
         let mut election = Election::new(config.raft_id, config.seed, config.election_ticks);
         let nonce = election.nonce();
         let mut core = RaftCore {
@@ -244,7 +246,8 @@ impl RaftCore {
         Ok(())
     }
 
-    /// The process of the leader `raft_id` is known to be gone. If that concerns this node, returns its rank
+    /// The process of the leader `raft_id` is known to be gone, and everything it sent was handed in. If that
+    /// concerns this node, returns its rank
     /// (from 0) among the voters that remain: wait a moment, longer for a higher rank, then call
     /// [`RaftCore::handle_campaign`].
     pub fn handle_leader_gone(&mut self, raft_id: RaftId) -> Option<u32> {

@@ -132,6 +132,9 @@ pub enum ChangeRefused {
         /// How many entries it lacks.
         behind: u64,
     },
+    /// A vote would go to somebody who cannot cast it.
+    #[error("raft id {0} was not heard lately: is it running?")]
+    Unreachable(RaftId),
     /// Too few of the new voters were heard lately.
     #[error("only {reachable} of the {voters} wanted voters are reachable: the quorum would be lost")]
     QuorumUnreachable {
@@ -219,6 +222,9 @@ impl Situation<'_> {
         for id in &promoted {
             if !self.membership.contains(*id) {
                 return Err(ChangeRefused::NotAMember(*id));
+            }
+            if !self.is_reachable(*id) {
+                return Err(ChangeRefused::Unreachable(*id));
             }
             self.check_caught_up(*id)?;
         }

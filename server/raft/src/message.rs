@@ -173,6 +173,10 @@ impl Message {
         if self.log_term > self.term {
             return Err("an entry is of a later term than the message");
         }
+        // raft-rs reads term 0 as "matches" for every index it does not have.
+        if (self.index == 0) != (self.log_term == 0) {
+            return Err("it follows on no entry");
+        }
         let mut last = (self.index, self.log_term);
         for entry in &self.entries {
             if entry.index != last.0 + 1 {

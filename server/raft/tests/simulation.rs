@@ -28,7 +28,7 @@ struct Figures {
 
 /// One world: it grows from one node, suffers, recovers.
 fn chaos(seed: u64, planted: Planted, trace: bool) -> (Figures, Option<u64>) {
-    let weather = Weather { loss: 0.0, repeat: 0.0, delay_max_ms: 10 };
+    let weather = Weather { loss: 0.0, repeat: 0.0, delay_max_ms: 10, late: 0.05 };
     let mut world = World::new(seed, weather, Faults::NONE);
     world.planted = planted;
     if trace {

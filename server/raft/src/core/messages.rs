@@ -95,14 +95,14 @@ impl RaftCore {
             MessageKind::Heartbeat if message.commit > last => {
                 Err(MessageRefused::LogLost { known: message.commit, last })
             }
-            MessageKind::Append => {
-                let committed = log.committed;
-                let known = |index| index <= committed && index >= log.first_index();
-                let conflict = message
-                    .entries
-                    .iter()
-                    .find(|entry| known(entry.index) && !log.match_term(entry.index, entry.term));
-                conflict.map_or(Ok(()), |entry| diverged(entry.index))
+            MessageKind::Append | MessageKind::Snapshot => {
+                let entries = message.entries.iter().map(|entry| (entry.index, entry.term));
+                let snapshot = message.snapshot.iter().map(|snapshot| (snapshot.index, snapshot.term));
+                let known = |index| index <= log.committed && index >= log.first_index();
+                let conflict = entries
+                    .chain(snapshot)
+                    .find(|(index, term)| known(*index) && !log.match_term(*index, *term));
+                conflict.map_or(Ok(()), |(index, _)| diverged(index))
             }
             MessageKind::AppendResponse if self.status.role == Role::Leader && !message.reject => {
                 // Nobody stores entries the leader of the term does not have.

@@ -13,10 +13,12 @@ pub struct Weather {
     pub loss: f64,
     pub repeat: f64,
     pub delay_max_ms: u64,
+    /// How often a message is twenty times as late.
+    pub late: f64,
 }
 
 impl Weather {
-    pub const CALM: Weather = Weather { loss: 0.0, repeat: 0.0, delay_max_ms: 2 };
+    pub const CALM: Weather = Weather { loss: 0.0, repeat: 0.0, delay_max_ms: 2, late: 0.0 };
 }
 
 /// Messages on their way, and pairs that cannot talk.
@@ -40,8 +42,7 @@ impl Network {
         }
         let copies = if rng.random_bool(self.weather.repeat) { 2 } else { 1 };
         for _ in 0..copies {
-            // Mostly quick, sometimes very late.
-            let late = if rng.random_bool(0.05) { 20 } else { 1 };
+            let late = if rng.random_bool(self.weather.late) { 20 } else { 1 };
             let delay = rng.random_range(0..=self.weather.delay_max_ms) * late;
             self.sequence += 1;
             self.in_transit.insert((now_ms + delay, self.sequence), message.clone());

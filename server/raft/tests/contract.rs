@@ -1,0 +1,632 @@
+//! The driving contract, output by output: one core, its shell the test.
+
+use bytes::Bytes;
+use p2p_server_raft::{
+    COMMAND_BYTES_MAX, Committed, CommittedKind, EntryKind, HardState, Loaded, LogEntry, Membership,
+    MembershipChange, Message, MessageKind, MessageRefused, Output, Persist, ProposalFailure, ProposalToken,
+    RaftConfig, RaftCore, ReadFailure, ReadToken, Role, Snapshot, StartRefused, founding_write,
+};
+use proptest::prelude::*;
+
+const STATE: Bytes = Bytes::from_static(b"state");
+
+fn logger() -> slog::Logger {
+    slog::Logger::root(slog::Discard, slog::o!())
+}
+
+fn voters(ids: &[u64]) -> Membership {
+    Membership { voters: ids.iter().copied().collect(), ..Membership::default() }
+}
+
+fn loaded(membership: Membership) -> Loaded {
+    Loaded {
+        hard_state: HardState { term: 1, vote: 0, commit: 1 },
+        snapshot: Some(Snapshot { index: 1, term: 1, membership, data: STATE }),
+        entries: Vec::new(),
+        applied: None,
+    }
+}
+
+fn core(id: u64, loaded: Loaded) -> RaftCore {
+    RaftCore::new(RaftConfig::new(id, 1), loaded, logger()).unwrap()
+}
+
+/// Does what is asked, with a disk that needs no time.
+fn drain(core: &mut RaftCore) -> Vec<Output> {
+    let mut outputs = Vec::new();
+    while let Some(output) = core.poll_output() {
+        if let Output::Persist(persist) = &output {
+            core.handle_persisted(persist.number);
+        }
+        outputs.push(output);
+    }
+    outputs
+}
+
+fn leading_founder() -> RaftCore {
+    let Persist { snapshot, hard_state, entries, .. } = founding_write(1, STATE);
+    let mut core = core(1, Loaded { hard_state, snapshot, entries, applied: None });
+    drain(&mut core);
+    assert!(core.status().leader_ready);
+    core
+}
+
+/// Node 2 of three, following node 1 in term 2, with entries up to index 4, of which 3 are committed.
+fn follower() -> RaftCore {
+    let mut core = core(2, loaded(voters(&[1, 2, 3])));
+    drain(&mut core);
+    core.handle_message(&append(2, 1, 1, &[(2, 2), (3, 2), (4, 2)], 3)).unwrap();
+    drain(&mut core);
+    assert_eq!((core.applied(), core.status().leader), (3, Some(1)));
+    core
+}
+
+fn message(kind: MessageKind, term: u64) -> Message {
+    Message {
+        kind,
+        from: 1,
+        to: 2,
+        term,
+        log_term: 0,
+        index: 0,
+        entries: Vec::new(),
+        commit: 0,
+        commit_term: 0,
+        snapshot: None,
+        reject: false,
+        reject_hint: 0,
+        context: Bytes::new(),
+    }
+}
+
+/// Node 2 of three, leading in term 2.
+fn leader() -> RaftCore {
+    let mut core = core(2, loaded(voters(&[1, 2, 3])));
+    elect(&mut core);
+    core
+}
+
+/// Nodes 1 and 3 vote for node 2, in term 2.
+fn elect(core: &mut RaftCore) {
+    for _ in 0..20 {
+        core.handle_tick();
+        drain(core);
+    }
+    for kind in [MessageKind::PreVoteResponse, MessageKind::VoteResponse] {
+        for from in [1, 3] {
+            core.handle_message(&Message { from, ..message(kind, 2) }).unwrap();
+        }
+        drain(core);
+    }
+    assert_eq!(core.status().role, Role::Leader);
+}
+
+fn entry(index: u64, term: u64) -> LogEntry {
+    let data = Bytes::from(format!("{index}.{term}"));
+    LogEntry { index, term, kind: EntryKind::Normal, data, context: Bytes::new() }
+}
+
+fn append(term: u64, index: u64, log_term: u64, entries: &[(u64, u64)], commit: u64) -> Message {
+    let entries = entries.iter().map(|(index, term)| entry(*index, *term)).collect();
+    Message { index, log_term, entries, commit, ..message(MessageKind::Append, term) }
+}
+
+fn applied(outputs: &[Output]) -> Vec<Committed> {
+    let apply = |output: &Output| match output {
+        Output::Apply(committed) => committed.clone(),
+        _ => Vec::new(),
+    };
+    outputs.iter().flat_map(apply).collect()
+}
+
+fn failures(outputs: &[Output]) -> Vec<(u64, ProposalFailure)> {
+    let failure = |output: &Output| match output {
+        Output::ProposalFailed { token, failure } => Some((token.0, failure.clone())),
+        _ => None,
+    };
+    outputs.iter().filter_map(failure).collect()
+}
+
+#[test]
+fn a_founder_installs_its_first_state_and_leads() {
+    let Persist { snapshot, hard_state, entries, .. } = founding_write(1, STATE);
+    let mut core = core(1, Loaded { hard_state, snapshot, entries, applied: None });
+    let outputs = drain(&mut core);
+    let Output::Install(first) = &outputs[0] else { panic!("{outputs:?}") };
+    assert_eq!((first.index, &first.data), (1, &STATE));
+    assert_eq!(applied(&outputs).last().map(|c| (c.index, c.kind.clone())), Some((2, CommittedKind::Empty)));
+    let Some(Output::Status(last)) = outputs.last() else { panic!("{outputs:?}") };
+    assert!(last.leader_ready && last.role == Role::Leader);
+}
+
+#[test]
+fn proposals_that_come_together_are_one_write() {
+    let mut core = leading_founder();
+    for token in 0..100 {
+        core.handle_propose(ProposalToken(token), Bytes::from(format!("{token}")));
+    }
+    let outputs = drain(&mut core);
+    let writes: Vec<_> = outputs.iter().filter(|output| matches!(output, Output::Persist(_))).collect();
+    let [Output::Persist(write)] = writes.as_slice() else { panic!("{writes:?}") };
+    assert_eq!(write.entries.len(), 100);
+    let tokens: Vec<_> = applied(&outputs).iter().map(|committed| committed.proposal).collect();
+    assert_eq!(tokens, (0..100).map(|token| Some(ProposalToken(token))).collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_is_applied_or_answered_before_the_write() {
+    let mut core = leading_founder();
+    core.handle_propose(ProposalToken(1), Bytes::from_static(b"a"));
+    let Some(Output::Persist(write)) = core.poll_output() else { panic!("a write comes first") };
+    assert_eq!(core.poll_output(), None);
+    // Inputs are welcome meanwhile, and wait.
+    core.handle_propose(ProposalToken(2), Bytes::from_static(b"b"));
+    core.handle_tick();
+    assert_eq!(core.poll_output(), None);
+    core.handle_persisted(write.number);
+    let outputs = drain(&mut core);
+    assert_eq!(applied(&outputs).iter().filter_map(|c| c.proposal).collect::<Vec<_>>().len(), 2);
+}
+
+#[test]
+fn a_follower_answers_after_its_write_only() {
+    let mut core = core(2, loaded(voters(&[1, 2, 3])));
+    drain(&mut core);
+    core.handle_message(&append(2, 1, 1, &[(2, 2)], 1)).unwrap();
+    let mut before = Vec::new();
+    let write = loop {
+        match core.poll_output().unwrap() {
+            Output::Persist(write) => break write,
+            output => before.push(output),
+        }
+    };
+    assert!(before.iter().all(|output| matches!(output, Output::Status(_))), "{before:?}");
+    assert_eq!((write.hard_state.term, write.entries.len()), (2, 1));
+    assert_eq!(core.poll_output(), None);
+    core.handle_persisted(write.number);
+    let outputs = drain(&mut core);
+    let Some(Output::Send(messages)) = outputs.first() else { panic!("{outputs:?}") };
+    assert_eq!((messages[0].kind, messages[0].index), (MessageKind::AppendResponse, 2));
+}
+
+#[test]
+fn a_conflicting_suffix_is_written_over() {
+    let mut core = follower();
+    core.handle_message(&append(3, 3, 2, &[(4, 3), (5, 3)], 3)).unwrap();
+    let outputs = drain(&mut core);
+    let write = outputs.iter().find_map(|output| match output {
+        Output::Persist(write) => Some(write),
+        _ => None,
+    });
+    assert_eq!(write.unwrap().entries, [entry(4, 3), entry(5, 3)]);
+}
+
+#[test]
+#[should_panic(expected = "not under way")]
+fn claiming_a_write_that_was_not_asked_for_ends_the_process() {
+    leading_founder().handle_persisted(99);
+}
+
+#[test]
+fn proposals_are_refused_with_the_reason() {
+    let mut core = follower();
+    core.handle_propose(ProposalToken(1), Bytes::from_static(b"a"));
+    core.handle_propose(ProposalToken(2), Bytes::from(vec![0; COMMAND_BYTES_MAX + 1]));
+    let change = MembershipChange::AddLearner(9);
+    core.handle_change_members(ProposalToken(3), &change, Bytes::new());
+    let failures = failures(&drain(&mut core));
+    let not_leader = ProposalFailure::NotLeader { hint: Some(1) };
+    assert!(failures.contains(&(1, not_leader.clone())));
+    assert!(failures.contains(&(2, ProposalFailure::TooLarge { bytes: COMMAND_BYTES_MAX + 1 })));
+    assert!(failures.contains(&(3, not_leader)));
+}
+
+#[test]
+fn too_many_proposals_and_reads_fail_as_busy() {
+    let mut config = RaftConfig::new(1, 1);
+    (config.proposals_max, config.reads_max) = (2, 2);
+    let mut core = RaftCore::new(config, loaded(voters(&[1])), logger()).unwrap();
+    drain(&mut core);
+    for number in 0..3 {
+        core.handle_propose(ProposalToken(number), Bytes::from_static(b"a"));
+        core.handle_read(ReadToken(number));
+    }
+    let outputs = drain(&mut core);
+    assert_eq!(failures(&outputs), [(2, ProposalFailure::Busy)]);
+    assert_eq!(applied(&outputs).iter().filter(|committed| committed.proposal.is_some()).count(), 2);
+    let busy = Output::ReadFailed { token: ReadToken(2), failure: ReadFailure::Busy };
+    assert!(outputs.contains(&busy));
+    let ready = |output: &&Output| matches!(output, Output::ReadReady { .. });
+    assert_eq!(outputs.iter().filter(ready).count(), 2);
+    // The room is free again.
+    core.handle_propose(ProposalToken(3), Bytes::from_static(b"a"));
+    assert_eq!(failures(&drain(&mut core)), []);
+}
+
+#[test]
+fn a_read_without_a_leader_is_asked_again_and_fails_in_the_end() {
+    let mut core = core(2, loaded(voters(&[1, 2, 3])));
+    drain(&mut core);
+    core.handle_read(ReadToken(1));
+    let mut failed_after = None;
+    for tick in 1..=100 {
+        core.handle_tick();
+        for output in drain(&mut core) {
+            if let Output::ReadFailed { token: ReadToken(1), failure } = output {
+                assert_eq!((failure, failed_after), (ReadFailure::TimedOut, None));
+                failed_after = Some(tick);
+            }
+        }
+    }
+    assert_eq!(failed_after, Some(RaftConfig::new(1, 1).read_timeout_ticks));
+}
+
+#[test]
+fn a_follower_asks_the_leader_and_waits_until_it_has_applied() {
+    let mut core = follower();
+    core.handle_read(ReadToken(1));
+    let outputs = drain(&mut core);
+    let [Output::Send(messages)] = outputs.as_slice() else { panic!("{outputs:?}") };
+    let asked = &messages[0];
+    assert_eq!((asked.kind, asked.to), (MessageKind::ReadIndex, 1));
+    // A lost question is asked again, under another context.
+    let mut again = None;
+    for _ in 0..RaftConfig::new(1, 1).read_retry_ticks {
+        core.handle_tick();
+        for output in drain(&mut core) {
+            if let Output::Send(messages) = output {
+                again = messages.into_iter().find(|message| message.kind == MessageKind::ReadIndex).or(again);
+            }
+        }
+    }
+    let again = again.expect("asked again");
+    assert_ne!(again.entries[0].data, asked.entries[0].data);
+    let answer = |to: &Message, index| Message {
+        index,
+        entries: to.entries.clone(),
+        ..message(MessageKind::ReadIndexResponse, 2)
+    };
+    core.handle_message(&answer(asked, 3)).unwrap();
+    assert!(
+        !drain(&mut core).iter().any(|output| matches!(output, Output::ReadReady { .. })),
+        "an old answer"
+    );
+    core.handle_message(&answer(&again, 5)).unwrap();
+    assert!(
+        !drain(&mut core).iter().any(|output| matches!(output, Output::ReadReady { .. })),
+        "not applied yet"
+    );
+    core.handle_message(&append(2, 4, 2, &[(5, 2)], 5)).unwrap();
+    let outputs = drain(&mut core);
+    let apply =
+        outputs.iter().position(|output| matches!(output, Output::Apply(c) if c[0].index <= 5)).unwrap();
+    let ready = Output::ReadReady { token: ReadToken(1), index: 5 };
+    assert!(outputs.iter().position(|output| *output == ready).unwrap() > apply);
+}
+
+#[test]
+fn a_snapshot_from_the_leader_is_stored_before_it_is_installed() {
+    let mut core = core(2, Loaded::default());
+    drain(&mut core);
+    let membership = Membership { learners: [2].into(), ..voters(&[1]) };
+    let snapshot = Snapshot { index: 9, term: 2, membership: membership.clone(), data: STATE };
+    core.handle_message(&Message { snapshot: Some(snapshot.clone()), ..message(MessageKind::Snapshot, 2) })
+        .unwrap();
+    let outputs = drain(&mut core);
+    let place = |wanted: &dyn Fn(&Output) -> bool| outputs.iter().position(wanted).unwrap();
+    let persist =
+        place(&|output| matches!(output, Output::Persist(p) if p.snapshot == Some(snapshot.clone())));
+    let install = place(&|output| *output == Output::Install(snapshot.clone()));
+    assert!(persist < install);
+    assert_eq!((core.applied(), core.membership()), (9, &membership));
+}
+
+#[test]
+fn snapshots_are_taken_by_count_and_the_log_shrinks() {
+    let mut config = RaftConfig::new(1, 1);
+    (config.snapshot_every_entries, config.keep_entries) = (10, 3);
+    let mut core = RaftCore::new(config.clone(), loaded(voters(&[1])), logger()).unwrap();
+    let mut stored: Vec<LogEntry> = Vec::new();
+    let mut compaction = None;
+    for number in 0..12 {
+        core.handle_propose(ProposalToken(number), Bytes::from_static(b"a"));
+        for output in drain(&mut core) {
+            match output {
+                Output::Persist(write) => stored.extend(write.entries),
+                Output::BuildSnapshot { index } => core.handle_snapshot_built(index, STATE),
+                Output::Compact(done) => compaction = Some(done),
+                _ => {}
+            }
+        }
+    }
+    let compaction = compaction.expect("a snapshot was due");
+    assert_eq!((compaction.snapshot.index, compaction.first_kept), (11, 8));
+    stored.retain(|entry| entry.index >= compaction.first_kept);
+    // What is left starts again.
+    let term = core.status().term;
+    let loaded = Loaded {
+        hard_state: HardState { term, vote: 1, commit: 0 },
+        snapshot: Some(compaction.snapshot.clone()),
+        entries: stored,
+        applied: None,
+    };
+    let mut core = RaftCore::new(config, loaded, logger()).unwrap();
+    let outputs = drain(&mut core);
+    assert_eq!(outputs[0], Output::Install(compaction.snapshot));
+    assert_eq!(applied(&outputs).iter().map(|c| c.index).collect::<Vec<_>>(), [12, 13, 14, 15]);
+}
+
+/// What `from` answers to appends up to `index`.
+fn matched(core: &mut RaftCore, from: u64, to: u64, term: u64, index: u64) -> Vec<Output> {
+    let answer = Message { from, to, index, ..message(MessageKind::AppendResponse, term) };
+    core.handle_message(&answer).unwrap();
+    drain(core)
+}
+
+#[test]
+fn a_leader_without_a_vote_hands_over_and_confirms_no_read() {
+    let mut core = core(1, loaded(Membership { learners: [2].into(), ..voters(&[1]) }));
+    drain(&mut core);
+    let term = core.status().term;
+    matched(&mut core, 2, 1, term, 2);
+    core.handle_change_members(ProposalToken(1), &MembershipChange::SetVoters([2].into()), Bytes::new());
+    assert_eq!(failures(&drain(&mut core)), []);
+    // Joint at 3, left at 4, which needs the word of 2.
+    matched(&mut core, 2, 1, term, 3);
+    let outputs = matched(&mut core, 2, 1, term, 4);
+    assert_eq!(*core.membership(), Membership { learners: [1].into(), ..voters(&[2]) });
+    assert_eq!(core.status().role, Role::Leader);
+    let hands_over = |output: &Output| match output {
+        Output::Send(messages) => messages.iter().any(|message| message.kind == MessageKind::TimeoutNow),
+        _ => false,
+    };
+    assert!(outputs.iter().any(hands_over), "{outputs:?}");
+    // 2 may lead already, so what is applied here may be old.
+    core.handle_read(ReadToken(1));
+    let question =
+        Message { to: 1, from: 2, entries: vec![entry(0, 0)], ..message(MessageKind::ReadIndex, 0) };
+    core.handle_message(&question).unwrap();
+    for output in drain(&mut core) {
+        assert!(!matches!(output, Output::ReadReady { .. }));
+        let Output::Send(messages) = output else { continue };
+        assert!(messages.iter().all(|message| message.kind != MessageKind::ReadIndexResponse));
+    }
+}
+
+#[test]
+fn a_leader_steps_down_with_the_entry_that_removes_it() {
+    let joint = Membership { outgoing: [1, 2, 3].into(), auto_leave: true, ..voters(&[1, 3]) };
+    let mut core = core(2, loaded(joint));
+    elect(&mut core);
+    for index in [2, 3] {
+        for from in [1, 3] {
+            matched(&mut core, from, 2, 2, index);
+        }
+    }
+    assert_eq!((core.membership(), core.status().role), (&voters(&[1, 3]), Role::Follower));
+    core.handle_propose(ProposalToken(1), Bytes::from_static(b"a"));
+    assert_eq!(failures(&drain(&mut core)), [(1, ProposalFailure::NotLeader { hint: None })]);
+}
+
+#[test]
+fn an_old_joint_configuration_is_left_by_hand() {
+    // Raft itself does not leave it: it was not told to.
+    let joint = Membership { outgoing: [1, 2].into(), ..voters(&[2, 3]) };
+    let mut core = core(2, loaded(joint));
+    elect(&mut core);
+    obey(&mut core);
+    for _ in 0..RaftConfig::new(2, 1).joint_leave_ticks {
+        assert_eq!(core.status().role, Role::Leader);
+        core.handle_tick();
+        obey(&mut core);
+    }
+    assert_eq!(*core.membership(), voters(&[2, 3]));
+}
+
+/// Followers do what `leader` tells them until it has nothing more to say.
+fn obey(leader: &mut RaftCore) {
+    loop {
+        let outputs = drain(leader);
+        let sent = outputs.into_iter().filter_map(|output| match output {
+            Output::Send(messages) => Some(messages),
+            _ => None,
+        });
+        let mut answers = Vec::new();
+        for told in sent.flatten() {
+            let Message { from: to, to: from, .. } = told;
+            let index = told.index + told.entries.len() as u64;
+            match told.kind {
+                MessageKind::Append => {
+                    answers.push(Message {
+                        from,
+                        to,
+                        index,
+                        ..message(MessageKind::AppendResponse, told.term)
+                    });
+                }
+                MessageKind::Heartbeat => {
+                    answers.push(Message { from, to, ..message(MessageKind::HeartbeatResponse, told.term) });
+                }
+                _ => {}
+            }
+        }
+        if answers.is_empty() {
+            return;
+        }
+        for answer in answers {
+            // Who has just been removed is heard no more.
+            leader.handle_message(&answer).ok();
+        }
+    }
+}
+
+#[test]
+fn a_damaged_log_does_not_start() {
+    let start = |change: &dyn Fn(&mut Loaded)| {
+        let mut loaded = loaded(voters(&[1]));
+        loaded.entries = vec![entry(2, 1), entry(3, 1)];
+        change(&mut loaded);
+        RaftCore::new(RaftConfig::new(1, 1), loaded, logger()).err()
+    };
+    assert!(start(&|_| {}).is_none());
+    let damaged = |change: &dyn Fn(&mut Loaded)| matches!(start(change), Some(StartRefused::BadLog(_)));
+    assert!(damaged(&|loaded| loaded.snapshot = None));
+    assert!(damaged(&|loaded| loaded.entries[1].index = 4));
+    assert!(damaged(&|loaded| loaded.entries[0].index = 3));
+    assert!(damaged(&|loaded| loaded.hard_state.commit = 9));
+    assert!(damaged(&|loaded| {
+        loaded.applied = Some(p2p_server_raft::Applied { index: 9, membership: voters(&[1]) });
+    }));
+    assert!(damaged(&|loaded| loaded.snapshot.as_mut().unwrap().membership.learners = [1].into()));
+}
+
+#[test]
+fn evidence_of_a_lost_or_foreign_log_is_told() {
+    let mut core = follower();
+    let heartbeat = Message { commit: 7, ..message(MessageKind::Heartbeat, 2) };
+    assert_eq!(core.handle_message(&heartbeat), Err(MessageRefused::LogLost { known: 7, last: 4 }));
+    let membership = voters(&[1, 2, 3]);
+    let snapshot = Snapshot { index: 3, term: 1, membership, data: STATE };
+    let foreign = Message { snapshot: Some(snapshot), ..message(MessageKind::Snapshot, 2) };
+    assert_eq!(core.handle_message(&foreign), Err(MessageRefused::LogDiverged { from: 1, index: 3 }));
+    let foreign = append(3, 1, 1, &[(2, 3)], 2);
+    assert_eq!(core.handle_message(&foreign), Err(MessageRefused::LogDiverged { from: 1, index: 2 }));
+    assert_eq!(core.status().term, 2, "none changed anything");
+}
+
+#[test]
+fn senseless_messages_are_refused() {
+    let mut core = follower();
+    let refused = |core: &mut RaftCore, message: &Message| {
+        assert!(matches!(core.handle_message(message), Err(MessageRefused::Bad(_))), "{message:?}");
+    };
+    let good = append(2, 4, 2, &[(5, 2), (6, 2)], 4);
+    refused(&mut core, &Message { from: 0, ..good.clone() });
+    refused(&mut core, &Message { from: 2, ..good.clone() });
+    refused(&mut core, &Message { term: 0, ..good.clone() });
+    refused(&mut core, &Message { term: u64::MAX, ..good.clone() });
+    refused(&mut core, &Message { index: 3, ..good.clone() });
+    refused(&mut core, &append(2, 4, 2, &[(5, 2), (7, 2)], 4));
+    refused(&mut core, &append(2, 4, 2, &[(5, 2), (6, 1)], 4));
+    refused(&mut core, &append(2, 4, 2, &[(5, 3)], 4));
+    refused(&mut core, &Message { context: vec![0; 65].into(), ..good.clone() });
+    refused(&mut core, &Message { kind: MessageKind::Heartbeat, ..good.clone() });
+    refused(&mut core, &message(MessageKind::Snapshot, 2));
+    refused(&mut core, &message(MessageKind::ReadIndex, 0));
+    refused(&mut core, &message(MessageKind::ReadIndexResponse, 2));
+    let nobody = Snapshot { index: 9, term: 2, membership: Membership::default(), data: STATE };
+    refused(&mut core, &Message { snapshot: Some(nobody), ..message(MessageKind::Snapshot, 2) });
+    let stray = Message { to: 3, ..good.clone() };
+    assert_eq!(core.handle_message(&stray), Err(MessageRefused::NotForUs { to: 3, me: 2 }));
+    core.handle_message(&good).unwrap();
+}
+
+fn any_kind() -> impl Strategy<Value = MessageKind> {
+    use MessageKind::*;
+    prop::sample::select(vec![
+        Append,
+        AppendResponse,
+        Vote,
+        VoteResponse,
+        PreVote,
+        PreVoteResponse,
+        Snapshot,
+        Heartbeat,
+        HeartbeatResponse,
+        TimeoutNow,
+        ReadIndex,
+        ReadIndexResponse,
+    ])
+}
+
+/// Messages that look right enough to get past the first look.
+fn any_message() -> impl Strategy<Value = Message> {
+    let numbers = (0u64..5, 0u64..9, 0u64..9, 0u64..5, 0u64..9);
+    let entries = prop::collection::vec(1u64..5, 0..4);
+    let members = (prop::collection::btree_set(1u64..5, 0..4), prop::collection::btree_set(1u64..5, 0..2));
+    (any_kind(), 1u64..5, 0u64..6, numbers, entries, members, any::<bool>()).prop_map(
+        |(kind, from, term, (log_term, index, commit, commit_term, reject_hint), terms, members, reject)| {
+            let (voters, learners) = members;
+            let membership = Membership { voters, learners, ..Membership::default() };
+            let mut entries: Vec<_> =
+                (index + 1..).zip(&terms).map(|(index, term)| entry(index, *term)).collect();
+            match kind {
+                MessageKind::Append => {}
+                MessageKind::ReadIndex | MessageKind::ReadIndexResponse => entries = vec![entry(0, 0)],
+                _ => entries.clear(),
+            }
+            Message {
+                kind,
+                from,
+                to: 2,
+                term: if kind == MessageKind::ReadIndex { 0 } else { term },
+                log_term,
+                index,
+                entries,
+                commit,
+                commit_term,
+                snapshot: (kind == MessageKind::Snapshot).then_some(p2p_server_raft::Snapshot {
+                    index,
+                    term: log_term,
+                    membership,
+                    data: STATE,
+                }),
+                reject,
+                reject_hint,
+                context: if reject { Bytes::from_static(b"CampaignTransfer") } else { Bytes::new() },
+            }
+        },
+    )
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Message(Box<Message>),
+    Tick,
+    Written,
+    Propose,
+    Read,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => any_message().prop_map(|message| Step::Message(Box::new(message))),
+        3 => Just(Step::Tick),
+        3 => Just(Step::Written),
+        1 => Just(Step::Propose),
+        1 => Just(Step::Read),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever authenticated but faulty or hostile members send: an error, never a panic.
+    #[test]
+    fn no_sequence_of_messages_panics(steps in prop::collection::vec(any_step(), 1..60), start in 0..3) {
+        let mut core = match start {
+            0 => core(2, Loaded::default()),
+            1 => follower(),
+            _ => leader(),
+        };
+        let mut writing = None;
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Message(message) => drop(core.handle_message(&message)),
+                Step::Tick => (0..5).for_each(|_| core.handle_tick()),
+                Step::Written => {
+                    if let Some(number) = writing.take() {
+                        core.handle_persisted(number);
+                    }
+                }
+                Step::Propose => core.handle_propose(ProposalToken(number as u64), STATE),
+                Step::Read => core.handle_read(ReadToken(number as u64)),
+            }
+            while let Some(output) = core.poll_output() {
+                if let Output::Persist(write) = output {
+                    writing = Some(write.number);
+                }
+            }
+        }
+    }
+}
