@@ -4,6 +4,7 @@
 //! between these types and protobuf. Nothing here does IO, reads a clock or draws a random number.
 
 pub mod addr;
+pub mod backoff;
 pub mod cluster_state;
 pub mod command;
 mod error;
