@@ -1,0 +1,550 @@
+//! The agent: everything a Peer decides, composed. It has no rules of its own but the order of events.
+//!
+//! # Driving it
+//!
+//! Feed what happens through the `handle_*` methods, each with the [`Moment`] it happened at; after each, or
+//! after several that came together, call [`Agent::poll_output`] until it returns none and do what it says.
+//! Call [`Agent::handle_tick`] when the time of [`Agent::poll_timeout`] has come. Nothing here waits,
+//! reads a clock or draws a random number.
+//!
+//! ```text
+//!  interfaces, seen_from ─► netinfo ─► report ─► session/servers ─► Send, DialServer
+//!  session events ─────────────────────────────► session/servers ─► view ─► routes ─► Publish, PrintTables
+//!  tunnel events ──────────► links, connect ─► WarmPeer              └─► connect
+//!                              └─► link report ─► Send
+//! ```
+//!
+//! # With and without Servers (SPEC P6)
+//!
+//! `working` means that a session is up and that Server's whole table has been seen. While at least one is,
+//! what a lost Server said counts for the grace of 30 s and is then dropped. When all are lost nothing is
+//! dropped, and after the grace the state is `stopped: no server`: the tables still show what was there, and
+//! look-ups of other Peers' services fail. A Peer without configured Servers is `working` from the start.
+//!
+//! Source: SPEC P1-P6, N1; walks 1, 2 and 5 of the architecture.
+
+mod output;
+
+pub use output::{AgentState, AgentStatus, Forwards, Output, ServerStatus};
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::addr::HostPort;
+use p2p_common::backoff::Jitter;
+use p2p_common::link::PathKind;
+use p2p_common::member::Member;
+use p2p_common::push::PeerReport;
+use p2p_common::{NodeId, NodeKind, Now};
+
+use crate::connect::{DialRule, Remotes};
+use crate::links::{DialFailure, Link, LinkTable, Mesh, Opened, Traffic};
+use crate::moment::Moment;
+use crate::netinfo::{InterfaceAddr, NetSources};
+use crate::routes::{KnownPeer, RemoteWork, RouteLink, Tables};
+use crate::services::OwnServices;
+use crate::session::servers::{Effect, Servers};
+use crate::session::{FromServer, Heartbeat, Identity, SessionToken, ToServer};
+use crate::tables::{PrintTables, Printer};
+use crate::view::PeerViews;
+
+/// How long a lost Server's word counts, and how long a Peer works on without any (SPEC P6).
+pub const GRACE: Duration = Duration::from_secs(30);
+
+/// What a Peer does when it has lost all Servers for longer than [`GRACE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnServersLost {
+    /// Nothing new goes to Peers learned from Servers.
+    #[default]
+    Stop,
+    /// It goes on with the Peers it knows.
+    KeepDirect,
+}
+
+/// What a Peer is told at its start.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Who it is.
+    pub identity: Identity,
+    /// What people call it.
+    pub name: String,
+    /// Its room or region; empty when not set.
+    pub zone: String,
+    /// Addresses of Servers to begin with.
+    pub servers: Vec<HostPort>,
+    /// Its services.
+    pub services: OwnServices,
+    /// Its network as known at the start.
+    pub net: NetSources,
+    /// Which Peers are linked ahead of need.
+    pub mesh: Mesh,
+    /// What happens without Servers.
+    pub on_servers_lost: OnServersLost,
+    /// When connections without data speak.
+    pub heartbeat: Heartbeat,
+    /// What a change of the tables prints.
+    pub print_tables: PrintTables,
+    /// Spreads waits; any random number.
+    pub seed: u64,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Agent {
+    mesh: Mesh,
+    on_servers_lost: OnServersLost,
+    sources: NetSources,
+    report: Arc<PeerReport>,
+    servers: Servers,
+    /// Servers without a session that have a view here, and since when.
+    away: BTreeMap<NodeId, Now>,
+    views: PeerViews,
+    links: LinkTable,
+    remotes: Remotes,
+    /// Whether all Peers are linked ahead of need.
+    ahead: bool,
+    tables: Arc<Tables>,
+    published: Option<u64>,
+    printer: Printer,
+    state: AgentState,
+    forwards: Forwards,
+    outputs: VecDeque<Output>,
+}
+
+impl Agent {
+    /// An agent that knows nothing but itself. Its first outputs are its state and its tables; the first dials
+    /// come with the first [`Agent::handle_tick`], which is due at once.
+    pub fn new(config: AgentConfig, at: Moment) -> Self {
+        let me = config.identity.id;
+        let mut jitter = Jitter::new(config.seed);
+        let report = PeerReport {
+            seq: 1,
+            name: config.name,
+            zone: config.zone.clone(),
+            net: config.net.net_info(),
+            services: config.services.offers(),
+        };
+        let mut tables = Tables::new(me, config.zone, Arc::new(config.services), at.unix);
+        tables.set_rule(DialRule::new(&report.net));
+        let servers =
+            Servers::new(config.identity, config.heartbeat, &config.servers, jitter.next_u64(), at.now);
+        let state = if servers.is_empty() { AgentState::Working } else { AgentState::Starting };
+        Agent {
+            mesh: config.mesh,
+            on_servers_lost: config.on_servers_lost,
+            sources: config.net,
+            report: Arc::new(report),
+            servers,
+            away: BTreeMap::new(),
+            views: PeerViews::new(me),
+            links: LinkTable::default(),
+            remotes: Remotes::new(jitter.next_u64()),
+            ahead: config.mesh.links_ahead(0),
+            tables: Arc::new(tables),
+            published: None,
+            printer: Printer::new(config.print_tables, at.now),
+            state,
+            forwards: Forwards::default(),
+            outputs: VecDeque::from([Output::State(state)]),
+        }
+    }
+
+    /// The next thing to do; none when there is nothing more until the next input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        // Last, so that inputs that came together publish once.
+        if self.published != Some(self.tables.revision()) {
+            self.published = Some(self.tables.revision());
+            return Some(Output::Publish(self.tables.clone()));
+        }
+        None
+    }
+
+    /// When [`Agent::handle_tick`] is due, and what for.
+    pub fn poll_timeout(&self) -> Option<(Now, &'static str)> {
+        let grace = self.servers.alone_since().map(|since| since + GRACE);
+        let grace = grace.filter(|_| self.may_stop());
+        let dues = [
+            (self.servers.next_due(), "sessions"),
+            (self.remotes.next_due(), "dials ahead of need"),
+            (self.links.next_due(), "link report"),
+            (self.printer.next_due(), "tables"),
+            (grace, "grace"),
+            (self.next_lapse(), "views of lost servers"),
+        ];
+        dues.into_iter().filter_map(|(due, why)| Some((due?, why))).min_by_key(|(due, _)| *due)
+    }
+
+    /// Time has passed.
+    pub fn handle_tick(&mut self, at: Moment) {
+        let effects = self.servers.tick(at.now);
+        self.run(effects, at);
+        self.drop_lapsed_views(at);
+        self.update_state(at);
+        while let Some(peer) = self.remotes.take_due(at.now) {
+            self.warm(peer, at);
+        }
+        if let Some(links) = self.links.take_report(at) {
+            let effects = self.servers.send_links(&links, at.now);
+            self.run(effects, at);
+        }
+        if let Some(lines) = self.printer.take(&self.tables, at.now) {
+            self.outputs.push_back(Output::PrintTables(lines));
+        }
+    }
+
+    /// The host's interfaces are now these.
+    pub fn handle_interfaces(&mut self, interfaces: Vec<InterfaceAddr>, at: Moment) {
+        self.sources.interfaces = interfaces;
+        self.refresh_net(at);
+    }
+
+    /// `server`, by its certificate, answered attempt `session` at `address`, and the stream is open.
+    pub fn handle_session_opened(
+        &mut self,
+        session: SessionToken,
+        server: NodeId,
+        address: String,
+        at: Moment,
+    ) {
+        let views = &mut self.views;
+        let resume = || views.begin_session(server);
+        let effects = self.servers.handle_opened((session, server, address), &self.report, resume, at.now);
+        self.run(effects, at);
+    }
+
+    /// Nobody could be reached in attempt `session`: what was dialled and why it failed.
+    pub fn handle_session_failed(&mut self, session: SessionToken, failures: Vec<DialFailure>, at: Moment) {
+        let reason = DialFailure::join(&failures);
+        if let Some(server) = self.servers.server_of(session) {
+            self.links.on_failed(server, failures, "", at.unix);
+        }
+        self.handle_session_closed(session, reason, at);
+    }
+
+    /// A message came over `session`.
+    pub fn handle_session_message(&mut self, session: SessionToken, message: FromServer, at: Moment) {
+        let effects = self.servers.handle_message(session, message, &self.report, at.now);
+        self.run(effects, at);
+        self.update_state(at);
+    }
+
+    /// The stream of `session` has ended.
+    pub fn handle_session_closed(&mut self, session: SessionToken, reason: String, at: Moment) {
+        let effects = self.servers.handle_closed(session, reason, at.now);
+        self.run(effects, at);
+        self.update_state(at);
+    }
+
+    /// A tunnel to or from `peer` is open and both sides are verified.
+    pub fn handle_tunnel_opened(&mut self, peer: NodeId, opened: Opened, at: Moment) {
+        if opened.dialled {
+            self.remotes.on_opened(peer, at.now);
+        }
+        self.links.on_opened(peer, opened, at.unix);
+        self.refresh_peer(peer, at);
+    }
+
+    /// A tunnel that was reported as opened is closed.
+    pub fn handle_tunnel_closed(&mut self, peer: NodeId, dialled: bool, reason: &str, at: Moment) {
+        if dialled {
+            self.remotes.on_closed(peer, at.now);
+        }
+        self.links.on_closed(peer, reason, at.unix);
+        self.refresh_peer(peer, at);
+    }
+
+    /// No tunnel to `peer` could be opened, ahead of need or for a forward: what was dialled and why it failed.
+    pub fn handle_tunnel_failed(&mut self, peer: NodeId, failures: Vec<DialFailure>, at: Moment) {
+        let plan = self.tables.peer(peer).map(|known| &known.plan);
+        let skipped = plan.into_iter().flat_map(|plan| &plan.skipped);
+        let skipped: Vec<String> = skipped.map(|(addr, skip)| format!("{addr} ({skip})")).collect();
+        self.remotes.on_failed(peer, at.now);
+        self.links.on_failed(peer, failures, &skipped.join(", "), at.unix);
+        self.refresh_peer(peer, at);
+    }
+
+    /// So much moved over the link to `node` since the last time, both ways and all tunnels together.
+    pub fn handle_traffic(&mut self, node: NodeId, traffic: Traffic) {
+        self.links.on_traffic(node, traffic);
+    }
+
+    /// The forwards as of now.
+    pub fn handle_forwards(&mut self, forwards: Forwards) {
+        self.forwards = forwards;
+    }
+
+    /// The tables as they are now, which is what [`Output::Publish`] carries.
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    /// Whether this Peer does its work.
+    pub fn state(&self) -> AgentState {
+        self.state
+    }
+
+    /// Table F: Servers before Peers, by Id.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter()
+    }
+
+    /// The link to `node`.
+    pub fn link(&self, node: NodeId) -> Option<&Link> {
+        self.links.get(node)
+    }
+
+    /// What people call `node`, while it is known.
+    pub fn name_of(&self, node: NodeId) -> Option<&str> {
+        match node.kind() {
+            NodeKind::Peer => self.tables.peer(node).map(|known| known.entry.report.name.as_str()),
+            NodeKind::Server => {
+                let mut members = self.servers.members()?.members.iter();
+                members.find(|member| member.id == node).map(|member| member.name.as_str())
+            }
+        }
+    }
+
+    /// What people are shown of this Peer.
+    pub fn status(&self) -> AgentStatus {
+        AgentStatus {
+            state: self.state,
+            net: self.report.net.clone(),
+            servers: self.server_status(),
+            peers: self.tables.peers().len(),
+            forwards: self.forwards,
+        }
+    }
+
+    fn server_status(&self) -> Vec<ServerStatus> {
+        let Some(table) = self.servers.members() else {
+            let introducers = self.servers.introducers().map(|(addr, reason)| ServerStatus {
+                id: None,
+                name: String::new(),
+                addresses: vec![addr.clone()],
+                connected: false,
+                since: None,
+                reason: reason.to_owned(),
+                rtt_us: None,
+            });
+            return introducers.collect();
+        };
+        let status = |member: &Member| {
+            let row = self.links.get(member.id).map(Link::row);
+            ServerStatus {
+                id: Some(member.id),
+                name: member.name.clone(),
+                addresses: member.addresses.clone(),
+                connected: row.is_some_and(|row| row.path.is_some()),
+                since: row.map(|row| row.since),
+                reason: row.map(|row| row.reason.clone()).unwrap_or_default(),
+                rtt_us: row.and_then(|row| row.rtt_us),
+            }
+        };
+        table.members.iter().map(status).collect()
+    }
+
+    /// Does what the sessions ask for. An effect can bring further ones; they are done in turn.
+    fn run(&mut self, effects: Vec<Effect>, at: Moment) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                Effect::Dial(dial) => self.outputs.push_back(Output::DialServer(dial)),
+                Effect::Send(session, message) => self.outputs.push_back(Output::Send { session, message }),
+                Effect::Close(session, reason) => {
+                    self.outputs.push_back(Output::CloseSession { session, reason });
+                }
+                Effect::Welcomed { session, server, address, seen_from } => {
+                    self.away.remove(&server);
+                    self.links.on_known(server, at.unix);
+                    let opened = Opened { path: PathKind::Direct, address, dialled: true };
+                    self.links.on_opened(server, opened, at.unix);
+                    let message = ToServer::Links(self.links.report());
+                    self.outputs.push_back(Output::Send { session, message });
+                    if let Some(seen_from) = seen_from {
+                        self.sources.seen_from.insert(server, seen_from);
+                    }
+                    self.refresh_net(at);
+                }
+                Effect::Push { server, incarnation, push } => {
+                    match self.views.apply(server, incarnation, push, at.unix) {
+                        Ok(changed) => self.refresh_peers(changed, at),
+                        Err(error) => {
+                            effects.extend(self.servers.reject(server, error.to_string(), at.now));
+                        }
+                    }
+                }
+                Effect::Down { server, reason } => {
+                    self.links.on_down(server, &reason, at.unix);
+                    if self.views.servers().any(|held| held == server) {
+                        self.away.entry(server).or_insert(at.now);
+                    }
+                }
+                Effect::Members => {
+                    let members = self.servers.members().into_iter().flat_map(|table| &table.members);
+                    for id in members.map(|member| member.id) {
+                        self.links.on_known(id, at.unix);
+                    }
+                }
+                Effect::Left(server) => {
+                    self.links.on_closed(server, "it left the cluster", at.unix);
+                    self.links.on_unknown(server);
+                    self.away.remove(&server);
+                    self.sources.seen_from.remove(&server);
+                    let changed = self.views.drop_server(server, at.unix);
+                    self.refresh_peers(changed, at);
+                    self.refresh_net(at);
+                }
+            }
+        }
+    }
+
+    /// Table D may have changed: then Servers are told, and what may be dialled follows.
+    fn refresh_net(&mut self, at: Moment) {
+        let net = self.sources.net_info();
+        if net == self.report.net {
+            return;
+        }
+        Arc::make_mut(&mut self.tables).set_rule(DialRule::new(&net));
+        let report = Arc::make_mut(&mut self.report);
+        report.seq += 1;
+        report.net = net;
+        for message in self.servers.send_report(&self.report, at.now) {
+            if let Effect::Send(session, message) = message {
+                self.outputs.push_back(Output::Send { session, message });
+            }
+        }
+        let peers = self.tables.peers().keys().copied().collect();
+        self.refresh_peers(peers, at);
+    }
+
+    fn refresh_peers(&mut self, peers: Vec<NodeId>, at: Moment) {
+        for peer in peers {
+            self.refresh_peer(peer, at);
+        }
+        let ahead = self.mesh.links_ahead(self.views.len());
+        if ahead != self.ahead {
+            self.ahead = ahead;
+            let peers: Vec<NodeId> = self.views.iter().map(|(peer, _)| peer).collect();
+            for peer in peers {
+                self.refresh_wanted(peer, at);
+            }
+        }
+    }
+
+    /// Derives everything that hangs on `peer` from its merged row, its link and the own network.
+    fn refresh_peer(&mut self, peer: NodeId, at: Moment) {
+        let before = self.tables.peer(peer).cloned();
+        let plan = self.views.get(peer).map(|online| {
+            let rule = self.tables.dial_rule();
+            rule.plan(&online.entry.report.net.candidates)
+        });
+        if let Some(plan) = &plan {
+            if before.is_none() {
+                self.links.on_known(peer, at.unix);
+            }
+            if before.as_ref().is_none_or(|before| before.plan != *plan) {
+                self.links.forgive(peer);
+                self.remotes.on_addresses(peer, at.now);
+            }
+            self.refresh_wanted(peer, at);
+        } else if before.is_some() {
+            self.links.on_unknown(peer);
+            self.remotes.remove(peer);
+        }
+        let after = self.views.get(peer).zip(plan).map(|(online, plan)| KnownPeer {
+            entry: online.entry.clone(),
+            servers: online.servers.clone(),
+            synced_at: online.synced_at,
+            plan,
+            link: self.links.get(peer).map(Link::route_link).unwrap_or_default(),
+        });
+        if before.as_deref() == after.as_ref() {
+            return;
+        }
+        let key = |known: &KnownPeer| known.entry.key_hash;
+        if before.is_some() && before.as_deref().map(key) != after.as_ref().map(key) {
+            self.outputs.push_back(Output::DropIdleTunnels { peer });
+        }
+        Arc::make_mut(&mut self.tables).apply(peer, after);
+        self.printer.on_changed(peer, at.now);
+    }
+
+    /// A link that failed is tried in the background whatever the mesh, so that routing can trust it again.
+    fn refresh_wanted(&mut self, peer: NodeId, at: Moment) {
+        let failing = self.links.get(peer).is_some_and(|link| link.route_link() == RouteLink::Failing);
+        self.remotes.set_wanted(peer, self.ahead || failing, at.now);
+    }
+
+    fn warm(&mut self, peer: NodeId, at: Moment) {
+        let Some(known) = self.tables.peer(peer) else {
+            self.remotes.remove(peer);
+            return;
+        };
+        if known.plan.addresses.is_empty() {
+            self.handle_tunnel_failed(peer, Vec::new(), at);
+        } else {
+            let plan = known.plan.clone();
+            self.outputs.push_back(Output::WarmPeer { peer, plan });
+        }
+    }
+
+    fn update_state(&mut self, at: Moment) {
+        let alone = self.servers.alone_since();
+        let state = if self.servers.is_empty() || self.is_synced() {
+            AgentState::Working
+        } else if alone.is_some_and(|since| at.now.since(since) >= GRACE) && self.may_stop() {
+            AgentState::Stopped
+        } else {
+            self.state
+        };
+        if state == self.state {
+            return;
+        }
+        self.state = state;
+        self.outputs.push_back(Output::State(state));
+        let remote = if state == AgentState::Stopped { RemoteWork::Stopped } else { RemoteWork::Taken };
+        if remote != self.tables.remote() {
+            Arc::make_mut(&mut self.tables).set_remote(remote);
+        }
+        self.drop_lapsed_views(at);
+    }
+
+    /// Whether the loss of all Servers can change the state.
+    fn may_stop(&self) -> bool {
+        match self.state {
+            AgentState::Starting => true,
+            AgentState::Working => !self.servers.is_empty() && self.on_servers_lost == OnServersLost::Stop,
+            AgentState::Stopped => false,
+        }
+    }
+
+    /// Whether some Server with a session has told all it has.
+    fn is_synced(&self) -> bool {
+        self.servers.up().any(|server| {
+            let incarnation = self.servers.incarnation(server);
+            incarnation.is_some_and(|incarnation| self.views.is_loaded(server, incarnation))
+        })
+    }
+
+    fn drop_lapsed_views(&mut self, at: Moment) {
+        while let Some(server) = self.lapsing().filter(|(_, due)| *due <= at.now).map(|(server, _)| server) {
+            self.away.remove(&server);
+            let changed = self.views.drop_server(server, at.unix);
+            self.refresh_peers(changed, at);
+        }
+    }
+
+    fn next_lapse(&self) -> Option<Now> {
+        self.lapsing().map(|(_, due)| due)
+    }
+
+    /// The lost Server whose word lapses next; none while there is no other to go by.
+    fn lapsing(&self) -> Option<(NodeId, Now)> {
+        let lapsing = self.away.iter().map(|(server, since)| (*server, *since + GRACE));
+        lapsing.min_by_key(|(_, due)| *due).filter(|_| self.is_synced())
+    }
+}

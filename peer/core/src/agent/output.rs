@@ -1,0 +1,131 @@
+//! What the agent asks its owner to do, and what it tells of itself.
+
+use std::fmt;
+use std::sync::Arc;
+
+use p2p_common::addr::{HostPort, NetInfo};
+use p2p_common::{NodeId, UnixMs};
+
+use crate::connect::DialPlan;
+use crate::routes::Tables;
+use crate::session::servers::DialServer;
+use crate::session::{SessionToken, ToServer};
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Open a session: dial, check who answers, open the stream, then call
+    /// [`Agent::handle_session_opened`](super::Agent::handle_session_opened), or
+    /// [`Agent::handle_session_failed`](super::Agent::handle_session_failed).
+    DialServer(DialServer),
+    /// Send on a session, in order. If its queue is full, close it and say so: a Server that takes nothing is
+    /// as good as away.
+    Send {
+        /// On which.
+        session: SessionToken,
+        /// What.
+        message: ToServer,
+    },
+    /// End an attempt or a session; nothing is expected to be reported of it afterwards.
+    CloseSession {
+        /// Which.
+        session: SessionToken,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// Open one tunnel to this Peer ahead of need, and report what comes of it.
+    WarmPeer {
+        /// To whom.
+        peer: NodeId,
+        /// Where to dial it.
+        plan: DialPlan,
+    },
+    /// This Peer is offline or shows another key than before: close its idle tunnels. Those that carry a forward
+    /// run to its end.
+    DropIdleTunnels {
+        /// Whose.
+        peer: NodeId,
+    },
+    /// The tables have changed: publish them for everyone who reads.
+    Publish(Arc<Tables>),
+    /// Log these lines as they stand.
+    PrintTables(Vec<String>),
+    /// The agent's state has changed.
+    State(AgentState),
+}
+
+/// Whether this Peer does its work (SPEC P6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AgentState {
+    /// No Server has told what there is yet, and the grace has not passed.
+    Starting,
+    /// It does; `/readyz` succeeds.
+    Working,
+    /// No Server has been reachable for longer than the grace: nothing new goes to Peers learned from Servers.
+    Stopped,
+}
+
+impl AgentState {
+    /// The state in tables and for programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            AgentState::Starting => "starting",
+            AgentState::Working => "working",
+            AgentState::Stopped => "stopped: no server",
+        }
+    }
+
+    /// Whether this Peer takes every kind of work.
+    pub const fn is_ready(self) -> bool {
+        matches!(self, AgentState::Working)
+    }
+}
+
+impl fmt::Display for AgentState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Forwards of this Peer, both ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forwards {
+    /// Open now.
+    pub active: u64,
+    /// Since the start.
+    pub total: u64,
+}
+
+/// What people are shown of this Peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentStatus {
+    /// Its state.
+    pub state: AgentState,
+    /// Table D.
+    pub net: NetInfo,
+    /// The Servers it knows.
+    pub servers: Vec<ServerStatus>,
+    /// How many Peers are online.
+    pub peers: usize,
+    /// Its forwards.
+    pub forwards: Forwards,
+}
+
+/// A Server as this Peer sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerStatus {
+    /// Its Id; none for a configured address as long as no Server has told table C.
+    pub id: Option<NodeId>,
+    /// What people call it.
+    pub name: String,
+    /// Where it is dialled.
+    pub addresses: Vec<HostPort>,
+    /// A session with it is up.
+    pub connected: bool,
+    /// In this state since; none before anything happened.
+    pub since: Option<UnixMs>,
+    /// Why connected there, or why not.
+    pub reason: String,
+    /// Round trip in microseconds, once measured.
+    pub rtt_us: Option<u32>,
+}

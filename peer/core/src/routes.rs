@@ -1,0 +1,536 @@
+//! `RouteTable` and `PeerServices`: where a service name leads, and what each Peer has.
+//!
+//! Both are derived in one step from the own services, the Peers online and their links, and are published
+//! together as one immutable [`Tables`], so that no reader ever sees one without the other. Applying changes
+//! one by one gives the same tables as building them anew; a test holds this.
+//!
+//! The tables answer the data path by themselves: [`Tables::resolve`] for a client's request,
+//! [`Tables::may_forward`] for a FORWARD of another Peer. Owner: the agent; others read what it publishes.
+//! Source: SPEC F3, F7, F8, F10, P6.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use p2p_common::addr::HostPort;
+use p2p_common::link::PathKind;
+use p2p_common::push::PeerEntry;
+use p2p_common::service::ServiceName;
+use p2p_common::{ErrorCode, NodeId, UnixMs};
+
+use crate::connect::{DialPlan, DialRule};
+use crate::services::OwnServices;
+
+/// Who a service comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// This Peer.
+    Local,
+    /// Another Peer.
+    Peer(NodeId),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Local => f.write_str("local"),
+            Source::Peer(id) => fmt::Display::fmt(id, f),
+        }
+    }
+}
+
+/// How a Peer is linked, as far as routing cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum RouteLink {
+    /// A tunnel is open.
+    Up(PathKind),
+    /// No tunnel is open; nothing speaks against one.
+    #[default]
+    Idle,
+    /// The last dial failed, or the last tunnel broke.
+    Failing,
+}
+
+impl RouteLink {
+    /// The path in tables: its kind, or `none`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            RouteLink::Up(path) => path.as_str(),
+            RouteLink::Idle | RouteLink::Failing => "none",
+        }
+    }
+}
+
+/// A row of `RouteTable`, keyed `name@source`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The service.
+    pub name: ServiceName,
+    /// Who has it.
+    pub source: Source,
+    /// Where the source is reached; none for local services and Peers without an address.
+    pub address: Option<HostPort>,
+    /// Where the service runs. Dialled if local; of another Peer it is for people only.
+    pub backend: HostPort,
+    /// How the source is linked.
+    pub link: RouteLink,
+    /// When the source last said so; for local services, since when.
+    pub last_seen: UnixMs,
+    /// Whether a forward may be tried.
+    pub connected: bool,
+    /// The source is in this Peer's zone.
+    pub same_zone: bool,
+}
+
+impl Route {
+    /// `name@source`.
+    pub fn key(&self) -> String {
+        format!("{}@{}", self.name, self.source)
+    }
+}
+
+/// A row of `PeerServices`: all a Peer has, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerServiceList {
+    /// Which Peer.
+    pub peer: NodeId,
+    /// Where it is reached.
+    pub address: Option<HostPort>,
+    /// Its services by name: where they run and who they come from.
+    pub services: BTreeMap<ServiceName, PeerService>,
+    /// When the list was last told.
+    pub last_sync: UnixMs,
+}
+
+/// A service in [`PeerServiceList`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerService {
+    /// Where it runs, for people.
+    pub backend: HostPort,
+    /// The Peer that registered it.
+    pub source: NodeId,
+}
+
+/// A Peer that is online, with what it takes to reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownPeer {
+    /// What it says of itself, and the key its certificate must carry.
+    pub entry: Arc<PeerEntry>,
+    /// The Servers it is online at.
+    pub servers: BTreeSet<NodeId>,
+    /// When it was last told.
+    pub synced_at: UnixMs,
+    /// Where to dial it.
+    pub plan: DialPlan,
+    /// How it is linked.
+    pub link: RouteLink,
+}
+
+impl KnownPeer {
+    /// The address people are shown: the first that is dialled, else the first it names.
+    pub fn address(&self) -> Option<&HostPort> {
+        let named = self.entry.report.net.candidates.first().map(|candidate| &candidate.addr);
+        self.plan.addresses.first().or(named)
+    }
+}
+
+/// Whether new work towards Peers learned from Servers is taken (SPEC P6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteWork {
+    /// It is.
+    Taken,
+    /// It is not: no Server has been reachable for too long.
+    Stopped,
+}
+
+/// Why a name leads nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// Nobody has it.
+    #[error("no service '{name}' is known here; `p2p-peer services` lists those that are")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// Everybody who has it is offline or was tried.
+    #[error("nobody who has the service '{name}' is connected")]
+    Offline {
+        /// The name.
+        name: String,
+    },
+    /// Somebody has it, but no Server says who is online.
+    #[error("no Server is reachable, so nothing new goes to other Peers; `p2p-peer status` says why")]
+    NoServer,
+}
+
+impl LookupError {
+    /// The stable code.
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            LookupError::Unknown { .. } => ErrorCode::ServiceUnknown,
+            LookupError::Offline { .. } => ErrorCode::OwnerOffline,
+            LookupError::NoServer => ErrorCode::Unavailable,
+        }
+    }
+}
+
+/// Why another Peer's FORWARD is refused: what goes into the REFUSE frame.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text} ({code})")]
+pub struct ForwardRefusal {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people.
+    pub text: String,
+}
+
+/// The published pair, with the Peers it was derived from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tables {
+    revision: u64,
+    me: NodeId,
+    zone: String,
+    own: Arc<OwnServices>,
+    remote: RemoteWork,
+    rule: Arc<DialRule>,
+    routes: BTreeMap<ServiceName, Vec<Route>>,
+    routes_len: usize,
+    peer_services: BTreeMap<NodeId, PeerServiceList>,
+    peers: BTreeMap<NodeId, Arc<KnownPeer>>,
+}
+
+impl Tables {
+    /// The tables of a Peer that knows no other.
+    pub(crate) fn new(me: NodeId, zone: String, own: Arc<OwnServices>, unix: UnixMs) -> Self {
+        let local = own.iter().map(|(name, service)| Route {
+            name: name.clone(),
+            source: Source::Local,
+            address: None,
+            backend: service.backend.clone(),
+            link: RouteLink::Idle,
+            last_seen: unix,
+            connected: true,
+            same_zone: true,
+        });
+        let routes: BTreeMap<_, _> = local.map(|route| (route.name.clone(), vec![route])).collect();
+        Tables {
+            revision: 0,
+            me,
+            zone,
+            remote: RemoteWork::Taken,
+            rule: Arc::default(),
+            routes_len: routes.len(),
+            routes,
+            peer_services: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            own,
+        }
+    }
+
+    /// Brings both tables in line with what is known of `peer`; none when it is offline. Says whether that
+    /// changed anything.
+    pub(crate) fn apply(&mut self, peer: NodeId, known: Option<KnownPeer>) -> bool {
+        if self.peers.get(&peer).map(Arc::as_ref) == known.as_ref() {
+            return false;
+        }
+        self.revision += 1;
+        self.remove(peer);
+        if let Some(known) = known {
+            self.insert(peer, Arc::new(known));
+        }
+        true
+    }
+
+    /// Says whether new work towards other Peers is taken. Says whether that changed anything.
+    pub(crate) fn set_remote(&mut self, remote: RemoteWork) -> bool {
+        if self.remote == remote {
+            return false;
+        }
+        self.revision += 1;
+        self.remote = remote;
+        for (peer, known) in self.peers.clone() {
+            self.remove(peer);
+            self.insert(peer, known);
+        }
+        true
+    }
+
+    /// What may be dialled from here on; the plans of the Peers follow by [`Tables::apply`].
+    pub(crate) fn set_rule(&mut self, rule: DialRule) {
+        self.revision += 1;
+        self.rule = Arc::new(rule);
+    }
+
+    /// What may be dialled: to be asked for every address a candidate's name resolves to.
+    pub fn dial_rule(&self) -> &Arc<DialRule> {
+        &self.rule
+    }
+
+    /// Raised by every change.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whose tables these are.
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
+    /// The own services.
+    pub fn own(&self) -> &OwnServices {
+        &self.own
+    }
+
+    /// Whether new work towards other Peers is taken.
+    pub fn remote(&self) -> RemoteWork {
+        self.remote
+    }
+
+    /// `RouteTable`: all rows, by name, local ones first.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values().flatten()
+    }
+
+    /// How many rows `RouteTable` has.
+    pub fn routes_len(&self) -> usize {
+        self.routes_len
+    }
+
+    /// The row `name@source` of `RouteTable`.
+    pub fn route(&self, name: &str, source: Source) -> Option<&Route> {
+        self.routes.get(name)?.iter().find(|route| route.source == source)
+    }
+
+    /// `PeerServices`, by Id.
+    pub fn peer_services(&self) -> &BTreeMap<NodeId, PeerServiceList> {
+        &self.peer_services
+    }
+
+    /// The Peers online, by Id.
+    pub fn peers(&self) -> &BTreeMap<NodeId, Arc<KnownPeer>> {
+        &self.peers
+    }
+
+    /// The Peer `id`, while it is online: what a handshake with it is checked against and where it is dialled.
+    pub fn peer(&self, id: NodeId) -> Option<&Arc<KnownPeer>> {
+        self.peers.get(&id)
+    }
+
+    /// Where a request for `name` goes: local first, then connected Peers; among these links that do not fail
+    /// first, then the own zone, then `pick`, any number, decides between equals. Those in `tried` are left
+    /// out, so that a request that was refused can go on to the next.
+    ///
+    /// # Errors
+    /// When nobody can be asked.
+    pub fn resolve(&self, name: &str, pick: u64, tried: &[NodeId]) -> Result<&Route, LookupError> {
+        let Some(routes) = self.routes.get(name) else {
+            return Err(LookupError::Unknown { name: name.to_owned() });
+        };
+        if let Some(local) = routes.first().filter(|route| route.source == Source::Local) {
+            return Ok(local);
+        }
+        let is_tried = |route: &Route| tried.iter().any(|id| route.source == Source::Peer(*id));
+        let open = || routes.iter().filter(|route| route.connected && !is_tried(route));
+        let rank = |route: &Route| (route.link == RouteLink::Failing, !route.same_zone);
+        let Some(best) = open().map(rank).min() else {
+            return Err(match self.remote {
+                RemoteWork::Stopped => LookupError::NoServer,
+                RemoteWork::Taken => LookupError::Offline { name: name.to_owned() },
+            });
+        };
+        let equals = open().filter(|route| rank(route) == best).count();
+        let nth = usize::try_from(pick % equals as u64).unwrap_or(0);
+        let picked = open().filter(|route| rank(route) == best).nth(nth);
+        Ok(picked.expect("nth is below the number of equals"))
+    }
+
+    /// The backend for a FORWARD of `caller`, whose certificate has been checked: only to services registered
+    /// here, only for Peers that are known, and a service that is hidden from the caller is unknown to it.
+    ///
+    /// # Errors
+    /// What to answer with.
+    pub fn may_forward(&self, caller: NodeId, service: &ServiceName) -> Result<HostPort, ForwardRefusal> {
+        if !self.peers.contains_key(&caller) {
+            return Err(ForwardRefusal {
+                code: ErrorCode::Forbidden,
+                text: format!("{caller} is not known to {}: no Server lists it as online here", self.me),
+            });
+        }
+        match self.own.get(service.as_str()).filter(|own| own.is_visible_to(caller)) {
+            Some(own) => Ok(own.backend.clone()),
+            None => Err(ForwardRefusal {
+                code: ErrorCode::ServiceUnknown,
+                text: format!("{} has no service '{service}'", self.me),
+            }),
+        }
+    }
+
+    fn remove(&mut self, peer: NodeId) {
+        self.peers.remove(&peer);
+        let Some(list) = self.peer_services.remove(&peer) else { return };
+        for name in list.services.keys() {
+            let Some(routes) = self.routes.get_mut(name) else { continue };
+            let before = routes.len();
+            routes.retain(|route| route.source != Source::Peer(peer));
+            self.routes_len -= before - routes.len();
+            if routes.is_empty() {
+                self.routes.remove(name);
+            }
+        }
+    }
+
+    fn insert(&mut self, peer: NodeId, known: Arc<KnownPeer>) {
+        let report = &known.entry.report;
+        let address = known.address().cloned();
+        let mut services = BTreeMap::new();
+        for offer in &report.services {
+            // A name twice in one report: the first counts.
+            services
+                .entry(offer.name.clone())
+                .or_insert_with(|| PeerService { backend: offer.backend.clone(), source: peer });
+        }
+        for (name, service) in &services {
+            let route = Route {
+                name: name.clone(),
+                source: Source::Peer(peer),
+                address: address.clone(),
+                backend: service.backend.clone(),
+                link: known.link,
+                last_seen: known.synced_at,
+                connected: self.remote == RemoteWork::Taken,
+                same_zone: report.zone == self.zone,
+            };
+            let routes = self.routes.entry(name.clone()).or_default();
+            let at = routes.partition_point(|other| other.source < route.source);
+            routes.insert(at, route);
+        }
+        self.routes_len += services.len();
+        let list = PeerServiceList { peer, address, services, last_sync: known.synced_at };
+        self.peer_services.insert(peer, list);
+        self.peers.insert(peer, known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{offering, peer};
+    use p2p_common::service::Visibility;
+    use proptest::prelude::*;
+
+    fn own(services: &[&str]) -> Arc<OwnServices> {
+        let services = services.iter().map(|text| (text.parse().unwrap(), Visibility::Cluster));
+        Arc::new(OwnServices::new(services).unwrap())
+    }
+
+    fn tables(services: &[&str]) -> Tables {
+        Tables::new(peer(99), "z1".into(), own(services), UnixMs(1))
+    }
+
+    fn known(n: u8, seq: u64, zone: &str, services: &[&str], link: RouteLink) -> Option<KnownPeer> {
+        let entry = offering(n, seq, &format!("10.0.0.{n}:6443"), zone, services);
+        let plan = DialRule::default().plan(&entry.report.net.candidates);
+        Some(KnownPeer { entry, servers: BTreeSet::new(), synced_at: UnixMs(seq), plan, link })
+    }
+
+    fn picks(tables: &Tables, name: &str, tried: &[NodeId]) -> BTreeSet<Source> {
+        (0..12).filter_map(|pick| Some(tables.resolve(name, pick, tried).ok()?.source)).collect()
+    }
+
+    #[test]
+    fn local_goes_first_then_what_works_then_the_own_zone() {
+        let mut tables = tables(&["here=127.0.0.1:1"]);
+        tables.apply(peer(1), known(1, 1, "z1", &["here=h:1", "web=h:1"], RouteLink::Idle));
+        tables.apply(peer(2), known(2, 1, "z1", &["web=h:2"], RouteLink::Up(PathKind::Direct)));
+        tables.apply(peer(3), known(3, 1, "z2", &["web=h:3"], RouteLink::Idle));
+        tables.apply(peer(4), known(4, 1, "z1", &["web=h:4"], RouteLink::Failing));
+        let set = |peers: &[u8]| peers.iter().map(|n| Source::Peer(peer(*n))).collect::<BTreeSet<_>>();
+        assert_eq!(picks(&tables, "here", &[]), [Source::Local].into());
+        assert_eq!(picks(&tables, "web", &[]), set(&[1, 2]));
+        assert_eq!(picks(&tables, "web", &[peer(1), peer(2)]), set(&[3]));
+        assert_eq!(picks(&tables, "web", &[peer(1), peer(2), peer(3)]), set(&[4]));
+        let all = [peer(1), peer(2), peer(3), peer(4)];
+        assert_eq!(tables.resolve("web", 0, &all).unwrap_err().code(), ErrorCode::OwnerOffline);
+        assert_eq!(tables.resolve("none", 0, &[]).unwrap_err().code(), ErrorCode::ServiceUnknown);
+        assert_eq!(tables.routes_len(), 6);
+        assert_eq!(tables.route("web", Source::Peer(peer(3))).unwrap().key(), format!("web@{}", peer(3)));
+    }
+
+    #[test]
+    fn without_servers_only_local_services_are_left() {
+        let mut tables = tables(&["here=127.0.0.1:1"]);
+        tables.apply(peer(1), known(1, 1, "", &["web=h:1"], RouteLink::Idle));
+        assert!(tables.set_remote(RemoteWork::Stopped));
+        assert_eq!(tables.resolve("web", 0, &[]), Err(LookupError::NoServer));
+        assert!(tables.resolve("here", 0, &[]).is_ok());
+        assert!(tables.routes().any(|route| route.name.as_str() == "web"), "it is still shown");
+        assert!(tables.set_remote(RemoteWork::Taken));
+        assert!(tables.resolve("web", 0, &[]).is_ok());
+    }
+
+    #[test]
+    fn forwards_go_to_own_services_of_known_callers_only() {
+        let mut tables = tables(&["web=127.0.0.1:80"]);
+        let web: ServiceName = "web".parse().unwrap();
+        let other: ServiceName = "other".parse().unwrap();
+        assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::Forbidden);
+        tables.apply(peer(1), known(1, 1, "", &["other=h:1"], RouteLink::Idle));
+        assert_eq!(tables.may_forward(peer(1), &web).unwrap().to_string(), "127.0.0.1:80");
+        assert_eq!(tables.may_forward(peer(1), &other).unwrap_err().code, ErrorCode::ServiceUnknown);
+        let hidden = [("web=h:1".parse().unwrap(), Visibility::Ids(vec![peer(2)]))];
+        let mut tables =
+            Tables::new(peer(99), String::new(), Arc::new(OwnServices::new(hidden).unwrap()), UnixMs(1));
+        for n in [1, 2] {
+            tables.apply(peer(n), known(n, 1, "", &[], RouteLink::Idle));
+        }
+        assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::ServiceUnknown);
+        assert!(tables.may_forward(peer(2), &web).is_ok());
+    }
+
+    #[test]
+    fn equal_input_is_no_change() {
+        let mut tables = tables(&[]);
+        assert!(tables.apply(peer(1), known(1, 1, "", &["a=h:1", "a=h:2"], RouteLink::Idle)));
+        assert!(!tables.apply(peer(1), known(1, 1, "", &["a=h:1", "a=h:2"], RouteLink::Idle)));
+        assert_eq!((tables.revision(), tables.routes_len()), (1, 1), "a name twice counts once");
+        assert!(!tables.apply(peer(2), None));
+        assert!(tables.apply(peer(1), None));
+        assert_eq!((tables.routes_len(), tables.routes().count()), (0, 0));
+    }
+
+    type Step = (u8, Option<(u64, Vec<u8>, u8)>, bool);
+
+    fn step() -> impl Strategy<Value = Step> {
+        let entry = (1u64..5, proptest::collection::vec(0u8..6, 0..4), 0u8..3);
+        (1u8..6, proptest::option::of(entry), any::<bool>())
+    }
+
+    proptest! {
+        #[test]
+        fn changes_one_by_one_equal_building_anew(steps in proptest::collection::vec(step(), 0..30)) {
+            let mut tables = tables(&["s0=127.0.0.1:1", "own=127.0.0.1:2"]);
+            let mut last = BTreeMap::new();
+            for (n, entry, taken) in steps {
+                let remote = if taken { RemoteWork::Taken } else { RemoteWork::Stopped };
+                tables.set_remote(remote);
+                let now = entry.and_then(|(seq, services, link_no)| {
+                    let services: Vec<String> = services.iter().map(|s| format!("s{s}=h:{n}")).collect();
+                    let services: Vec<&str> = services.iter().map(String::as_str).collect();
+                    let link = [RouteLink::Idle, RouteLink::Failing, RouteLink::Up(PathKind::Direct)];
+                    known(n, seq, if n % 2 == 0 { "z1" } else { "z2" }, &services, link[usize::from(link_no)])
+                        .map(|known| KnownPeer { synced_at: UnixMs(seq), ..known })
+                });
+                tables.apply(peer(n), now.clone());
+                last.insert(n, (now, remote));
+            }
+            let mut anew = Tables::new(peer(99), "z1".into(), tables.own.clone(), UnixMs(1));
+            anew.set_remote(tables.remote);
+            for (n, (known, _)) in last {
+                anew.apply(peer(n), known);
+            }
+            anew.revision = tables.revision;
+            prop_assert_eq!(anew.routes_len, anew.routes().count());
+            prop_assert_eq!(tables, anew);
+        }
+    }
+}

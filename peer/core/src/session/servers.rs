@@ -1,0 +1,474 @@
+//! With which Servers there is a session: all of table C, found through the configured ones (SPEC P1, P6).
+//!
+//! Every wanted Server has a slot that dials, holds its [`Session`], and dials again for ever:
+//!
+//! ```text
+//!            until reached              stream opened
+//! waiting ────────────────► dialling ────────────────► live
+//!    ▲   ▲   failed, or 30 s   │                         │
+//!    │   └─────────────────────┘                         │
+//!    └──────────── back-off with jitter ─────────────────┘ ended
+//! ```
+//!
+//! Slots of members carry an Id and come and go with table C, of which the newest version counts. Slots of
+//! configured addresses do not know who answers there: when somebody does, the session moves to that Server's
+//! slot. They dial until table C is known, and again when no session is up for 10 s: should every address in
+//! table C have become wrong, the configured ones still lead back.
+//!
+//! A Server that answers at two addresses gets one session; the later stream is closed. A Server that is not
+//! in table C gets none. Owner: the agent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::addr::HostPort;
+use p2p_common::backoff::{Backoff, Jitter};
+use p2p_common::link::LinkRow;
+use p2p_common::member::MEMBERS_MAX;
+use p2p_common::push::{PeerPush, PeerReport};
+use p2p_common::revision::Position;
+use p2p_common::{Incarnation, KeyHash, NodeId, Now};
+
+use super::{FromServer, Heard, Heartbeat, Identity, MemberTable, Session, SessionToken, ToServer};
+
+/// The wait after the first failure.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// The longest wait: a Server that comes back is found within it.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// A session that was open this long was no failure.
+const LASTED: Duration = Duration::from_secs(10);
+/// A dial that nobody reported on by then is taken for failed.
+const DIAL_MAX: Duration = Duration::from_secs(30);
+/// Without any session for so long the configured addresses are dialled besides table C.
+const INTRODUCE_AFTER: Duration = Duration::from_secs(10);
+
+/// A Server to open a session with: dial the addresses in order until one answers as `server`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DialServer {
+    /// Names the attempt in all that follows.
+    pub session: SessionToken,
+    /// Who must answer; none when only the address is known: any Server of the cluster will do.
+    pub server: Option<NodeId>,
+    /// The key it must show; none when table C is not known yet.
+    pub key_hash: Option<KeyHash>,
+    /// Where, best first.
+    pub addresses: Vec<HostPort>,
+}
+
+/// What the slots ask of their owner.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    Dial(DialServer),
+    Send(SessionToken, ToServer),
+    Close(SessionToken, String),
+    /// A session is up.
+    Welcomed {
+        session: SessionToken,
+        server: NodeId,
+        address: String,
+        seen_from: Option<std::net::SocketAddr>,
+    },
+    Push {
+        server: NodeId,
+        incarnation: Incarnation,
+        push: PeerPush,
+    },
+    /// There is no session with this Server any more, or still none.
+    Down {
+        server: NodeId,
+        reason: String,
+    },
+    /// Table C has a newer version.
+    Members,
+    /// No longer in table C.
+    Left(NodeId),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Introducer(HostPort),
+    Member(NodeId),
+}
+
+#[derive(Debug)]
+struct Slot {
+    addresses: Vec<HostPort>,
+    key_hash: Option<KeyHash>,
+    /// A configured address that led here; dialled after those of table C.
+    introduced_at: Option<HostPort>,
+    phase: Phase,
+    backoff: Backoff,
+    reason: String,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Waiting { until: Now },
+    Dialling { token: SessionToken, until: Now },
+    Live { token: SessionToken, session: Session, address: String },
+}
+
+/// All slots.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    identity: Identity,
+    heartbeat: Heartbeat,
+    slots: BTreeMap<Key, Slot>,
+    members: Option<MemberTable>,
+    last_token: u64,
+    /// Since when no session is up; none while one is.
+    alone_since: Option<Now>,
+    jitter: Jitter,
+}
+
+impl Servers {
+    pub(crate) fn new(
+        identity: Identity,
+        heartbeat: Heartbeat,
+        introducers: &[HostPort],
+        seed: u64,
+        now: Now,
+    ) -> Self {
+        let slot =
+            |addr: &HostPort| (Key::Introducer(addr.clone()), Slot::new(vec![addr.clone()], None, now));
+        Servers {
+            identity,
+            heartbeat,
+            slots: introducers.iter().map(slot).collect(),
+            members: None,
+            last_token: 0,
+            alone_since: Some(now),
+            jitter: Jitter::new(seed),
+        }
+    }
+
+    /// Table C, once a Server told it.
+    pub(crate) fn members(&self) -> Option<&MemberTable> {
+        self.members.as_ref()
+    }
+
+    /// The Servers with a session that is up.
+    pub(crate) fn up(&self) -> impl Iterator<Item = NodeId> {
+        self.slots.iter().filter(|(_, slot)| slot.is_up()).filter_map(|(key, _)| key.member())
+    }
+
+    /// The run of `server`, while a session with it is up.
+    pub(crate) fn incarnation(&self, server: NodeId) -> Option<Incarnation> {
+        match &self.slots.get(&Key::Member(server))?.phase {
+            Phase::Live { session, .. } => session.incarnation(),
+            Phase::Waiting { .. } | Phase::Dialling { .. } => None,
+        }
+    }
+
+    /// Configured addresses with why there is no session through them.
+    pub(crate) fn introducers(&self) -> impl Iterator<Item = (&HostPort, &str)> {
+        self.slots.iter().filter_map(|(key, slot)| match key {
+            Key::Introducer(addr) => Some((addr, slot.reason.as_str())),
+            Key::Member(_) => None,
+        })
+    }
+
+    /// Whether any Server is configured or known.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Since when no session is up; none while one is.
+    pub(crate) fn alone_since(&self) -> Option<Now> {
+        self.alone_since
+    }
+
+    /// Which Server an attempt is about; none when the attempt is over or nobody has answered yet.
+    pub(crate) fn server_of(&self, token: SessionToken) -> Option<NodeId> {
+        self.key_of(token).and_then(|key| key.member())
+    }
+
+    /// `server` answered at `address` and the stream is open. `resume` is asked only if the session begins.
+    pub(crate) fn handle_opened(
+        &mut self,
+        (token, server, address): (SessionToken, NodeId, String),
+        report: &Arc<PeerReport>,
+        resume: impl FnOnce() -> Option<Position>,
+        now: Now,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let key = match self.key_of(token) {
+            Some(key) if matches!(self.slots[&key].phase, Phase::Dialling { .. }) => key,
+            _ => return vec![Effect::Close(token, "the attempt is over".into())],
+        };
+        match key {
+            Key::Member(wanted) if wanted != server => {
+                let reason = format!("{address} answers as {server}, not as {wanted}");
+                self.end(token, reason, now, &mut effects);
+                return effects;
+            }
+            Key::Member(_) => {}
+            Key::Introducer(addr) => {
+                self.put_off(&Key::Introducer(addr.clone()), format!("leads to {server}"), now);
+                let target =
+                    self.slots.entry(Key::Member(server)).or_insert_with(|| Slot::new(vec![], None, now));
+                target.introduced_at = Some(addr);
+                match target.phase {
+                    Phase::Live { .. } => {
+                        let reason = format!("there is a session with {server} already");
+                        return vec![Effect::Close(token, reason)];
+                    }
+                    Phase::Dialling { token, .. } => {
+                        effects.push(Effect::Close(token, "another address answered first".into()));
+                    }
+                    Phase::Waiting { .. } => {}
+                }
+            }
+        }
+        let (session, open) =
+            Session::open(self.identity, self.heartbeat, server, report.clone(), resume(), now);
+        let slot =
+            self.slots.get_mut(&Key::Member(server)).expect("either branch leaves a slot of the member");
+        slot.phase = Phase::Live { token, session, address };
+        effects.push(Effect::Send(token, open));
+        effects
+    }
+
+    /// A message of the Server of attempt `token`.
+    pub(crate) fn handle_message(
+        &mut self,
+        token: SessionToken,
+        message: FromServer,
+        report: &Arc<PeerReport>,
+        now: Now,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(server) = self.server_of(token) else { return effects };
+        let Some(slot) = self.slots.get_mut(&Key::Member(server)) else { return effects };
+        let Phase::Live { session, address, .. } = &mut slot.phase else { return effects };
+        match session.handle(message, now) {
+            Ok(Heard::Nothing) => {}
+            Ok(Heard::Push(push)) => {
+                let incarnation = session.incarnation().expect("pushes are heard after the welcome only");
+                effects.push(Effect::Push { server, incarnation, push });
+            }
+            Ok(Heard::Members(members)) => self.take_members(members, now, &mut effects),
+            Ok(Heard::Welcome { seen_from, members }) => {
+                let address = address.clone();
+                self.alone_since = None;
+                slot.reason.clear();
+                effects.push(Effect::Welcomed { session: token, server, address, seen_from });
+                effects.extend(session.report(report, now).map(|message| Effect::Send(token, message)));
+                self.take_members(members, now, &mut effects);
+            }
+            Err(error) => self.end(token, error.to_string(), now, &mut effects),
+        }
+        effects
+    }
+
+    /// Attempt `token` failed or its stream ended, seen by the shell.
+    pub(crate) fn handle_closed(&mut self, token: SessionToken, reason: String, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.end(token, reason, now, &mut effects);
+        // The shell has closed it already.
+        effects.retain(|effect| !matches!(effect, Effect::Close(..)));
+        effects
+    }
+
+    /// Ends the session with `server` because of what came over it.
+    pub(crate) fn reject(&mut self, server: NodeId, reason: String, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let token = self.slots.get(&Key::Member(server)).and_then(Slot::token);
+        if let Some(token) = token {
+            self.end(token, reason, now, &mut effects);
+        }
+        effects
+    }
+
+    /// Tells every Server that does not have `report` yet.
+    pub(crate) fn send_report(&mut self, report: &Arc<PeerReport>, now: Now) -> Vec<Effect> {
+        self.send_each(|session| session.report(report, now))
+    }
+
+    /// Tells every Server table F.
+    pub(crate) fn send_links(&mut self, links: &Arc<[LinkRow]>, now: Now) -> Vec<Effect> {
+        self.send_each(|session| session.links(links, now))
+    }
+
+    /// Does what is due.
+    pub(crate) fn tick(&mut self, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let keys: Vec<Key> = self.slots.keys().cloned().collect();
+        for key in keys {
+            if self.due(&key).is_none_or(|due| due > now) {
+                continue;
+            }
+            let Some(slot) = self.slots.get_mut(&key) else { continue };
+            match &mut slot.phase {
+                Phase::Waiting { .. } => {
+                    self.last_token += 1;
+                    let token = SessionToken(self.last_token);
+                    slot.phase = Phase::Dialling { token, until: now + DIAL_MAX };
+                    effects.push(Effect::Dial(DialServer {
+                        session: token,
+                        server: key.member(),
+                        key_hash: slot.key_hash,
+                        addresses: slot.dialled(),
+                    }));
+                }
+                Phase::Dialling { token, .. } => {
+                    let (token, reason) = (*token, format!("no answer within {} s", DIAL_MAX.as_secs()));
+                    self.end(token, reason, now, &mut effects);
+                }
+                Phase::Live { token, session, .. } => {
+                    let token = *token;
+                    match session.tick(now) {
+                        Ok(message) => effects.extend(message.map(|message| Effect::Send(token, message))),
+                        Err(error) => self.end(token, error.to_string(), now, &mut effects),
+                    }
+                }
+            }
+        }
+        effects
+    }
+
+    /// When [`Servers::tick`] has something to do.
+    pub(crate) fn next_due(&self) -> Option<Now> {
+        self.slots.keys().filter_map(|key| self.due(key)).min()
+    }
+
+    fn due(&self, key: &Key) -> Option<Now> {
+        match &self.slots.get(key)?.phase {
+            Phase::Waiting { until } => match key {
+                Key::Member(_) => Some(*until),
+                Key::Introducer(_) if self.members.is_none() => Some(*until),
+                Key::Introducer(_) => Some((*until).max(self.alone_since? + INTRODUCE_AFTER)),
+            },
+            Phase::Dialling { until, .. } => Some(*until),
+            Phase::Live { session, .. } => Some(session.next_due()),
+        }
+    }
+
+    /// Takes a table C if it is newer than what is known.
+    fn take_members(&mut self, mut table: MemberTable, now: Now, effects: &mut Vec<Effect>) {
+        table.members.truncate(MEMBERS_MAX);
+        if self.members.as_ref().is_none_or(|known| table.version > known.version) {
+            for member in &table.members {
+                let slot =
+                    self.slots.entry(Key::Member(member.id)).or_insert_with(|| Slot::new(vec![], None, now));
+                let moved = slot.addresses != member.addresses || slot.key_hash != Some(member.key_hash);
+                slot.addresses.clone_from(&member.addresses);
+                slot.key_hash = Some(member.key_hash);
+                if let Phase::Waiting { until } = &mut slot.phase
+                    && moved
+                {
+                    slot.backoff.reset();
+                    *until = now;
+                }
+            }
+            self.members = Some(table);
+            effects.push(Effect::Members);
+        }
+        // Not only on a change: a removed Server may just have been reached through a configured address.
+        let known = self.members.iter().flat_map(|table| &table.members).map(|member| member.id);
+        let known: Vec<NodeId> = known.collect();
+        let strangers: Vec<NodeId> =
+            self.slots.keys().filter_map(Key::member).filter(|id| !known.contains(id)).collect();
+        for id in strangers {
+            // One that just answered and has not said its table C yet may be newer than the one known here.
+            if matches!(&self.slots[&Key::Member(id)].phase, Phase::Live { session, .. } if session.incarnation().is_none())
+            {
+                continue;
+            }
+            let slot = self.slots.remove(&Key::Member(id)).expect("the key was just listed");
+            if let Some(token) = slot.token() {
+                effects.push(Effect::Close(token, format!("{id} is not in the table of Servers")));
+            }
+            effects.push(Effect::Left(id));
+        }
+        self.note_up(now);
+    }
+
+    /// Ends attempt `token`, whatever its phase.
+    fn end(&mut self, token: SessionToken, reason: String, now: Now, effects: &mut Vec<Effect>) {
+        let Some(key) = self.key_of(token) else { return };
+        let slot = self.slots.get_mut(&key).expect("the key was just found");
+        if let Phase::Live { session, .. } = &slot.phase
+            && session.age(now) >= LASTED
+        {
+            slot.backoff.reset();
+        }
+        slot.phase = Phase::Waiting { until: now + slot.backoff.fail(&mut self.jitter) };
+        slot.reason.clone_from(&reason);
+        effects.push(Effect::Close(token, reason.clone()));
+        if let Some(server) = key.member() {
+            effects.push(Effect::Down { server, reason });
+            // Found through a configured address, and not known from table C: that address finds it again.
+            if slot.addresses.is_empty() {
+                self.slots.remove(&key);
+            }
+        }
+        self.note_up(now);
+    }
+
+    /// A configured address led somewhere: it rests until it is needed again.
+    fn put_off(&mut self, key: &Key, reason: String, now: Now) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.phase = Phase::Waiting { until: now + INTRODUCE_AFTER };
+            slot.backoff.reset();
+            slot.reason = reason;
+        }
+    }
+
+    fn note_up(&mut self, now: Now) {
+        let up = self.up().next().is_some();
+        self.alone_since = if up { None } else { self.alone_since.or(Some(now)) };
+    }
+
+    fn send_each(&mut self, message: impl Fn(&mut Session) -> Option<ToServer>) -> Vec<Effect> {
+        let sent = |slot: &mut Slot| match &mut slot.phase {
+            Phase::Live { token, session, .. } => Some(Effect::Send(*token, message(session)?)),
+            Phase::Waiting { .. } | Phase::Dialling { .. } => None,
+        };
+        self.slots.values_mut().filter_map(sent).collect()
+    }
+
+    fn key_of(&self, token: SessionToken) -> Option<Key> {
+        self.slots.iter().find(|(_, slot)| slot.token() == Some(token)).map(|(key, _)| key.clone())
+    }
+}
+
+impl Key {
+    fn member(&self) -> Option<NodeId> {
+        match self {
+            Key::Member(id) => Some(*id),
+            Key::Introducer(_) => None,
+        }
+    }
+}
+
+impl Slot {
+    fn new(addresses: Vec<HostPort>, key_hash: Option<KeyHash>, now: Now) -> Self {
+        Slot {
+            addresses,
+            key_hash,
+            introduced_at: None,
+            phase: Phase::Waiting { until: now },
+            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            reason: "not dialled yet".into(),
+        }
+    }
+
+    fn dialled(&self) -> Vec<HostPort> {
+        let mut addresses = self.addresses.clone();
+        addresses.extend(self.introduced_at.iter().filter(|addr| !self.addresses.contains(addr)).cloned());
+        addresses
+    }
+
+    fn token(&self) -> Option<SessionToken> {
+        match &self.phase {
+            Phase::Dialling { token, .. } | Phase::Live { token, .. } => Some(*token),
+            Phase::Waiting { .. } => None,
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        matches!(&self.phase, Phase::Live { session, .. } if session.incarnation().is_some())
+    }
+}
