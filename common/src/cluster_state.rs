@@ -11,7 +11,8 @@ use crate::member::{Member, RaftId};
 
 /// At most this many identities; more enrolments are refused (SPEC I2).
 pub const IDENTITIES_MAX: usize = 100_000;
-/// At most this many tokens; more are refused until some expire or are revoked.
+/// At most this many tokens; more are refused until some expire or are revoked. Expired ones are forgotten
+/// when another is created.
 pub const TOKENS_MAX: usize = 10_000;
 /// How many applied request ids are remembered with their outcome; a repeat older than that applies again.
 pub const REQUESTS_REMEMBERED: usize = 10_000;

@@ -67,7 +67,9 @@ pub struct TokenRecord {
     pub role: TokenRole,
     /// SHA-256 of its secret half.
     pub secret_hash: [u8; 32],
-    /// After this it opens nothing.
+    /// When it was created, by its proposer's clock.
+    pub created_at: UnixMs,
+    /// After this it opens nothing, and the creation of another token forgets it.
     pub expires_at: UnixMs,
     /// How many enrolments are left; operator and reader tokens are not counted down.
     pub uses_left: u32,

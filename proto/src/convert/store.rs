@@ -187,6 +187,7 @@ fn token_to(token: &TokenRecord) -> v1::StoredToken {
         id: token.id.0,
         role: token_role_to(token.role).into(),
         secret_hash: token.secret_hash.to_vec().into(),
+        created_at_unix_ms: token.created_at.0,
         expires_at_unix_ms: token.expires_at.0,
         uses_left: token.uses_left,
         bound_id: token.bound_id.map(|id| id.to_string()).unwrap_or_default(),
@@ -203,6 +204,7 @@ fn token_from(token: v1::StoredToken) -> Result<TokenRecord, ConvertError> {
         id: TokenId(token.id),
         role: token_role_from(token.role)?,
         secret_hash: sha256(&token.secret_hash, "secret_hash")?,
+        created_at: UnixMs(token.created_at_unix_ms),
         expires_at: UnixMs(token.expires_at_unix_ms),
         uses_left: token.uses_left,
         bound_id: match token.bound_id.as_str() {
@@ -254,6 +256,7 @@ mod tests {
             id: TokenId(3),
             role: TokenRole::Peer,
             secret_hash: [4; 32],
+            created_at: UnixMs(10),
             expires_at: UnixMs(5),
             uses_left: 6,
             bound_id: Some(peer),

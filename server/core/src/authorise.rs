@@ -259,10 +259,18 @@ mod tests {
         let roles = [TokenRole::Server, TokenRole::Peer, TokenRole::Operator, TokenRole::Reader];
         for (n, role) in (1..).zip(roles) {
             let id = TokenId(n);
-            let (expires_at, uses_left) = (UnixMs(100), 0);
+            let (created_at, expires_at, uses_left) = (UnixMs(1), UnixMs(100), 0);
             let secret_hash = [n as u8; 32];
-            let record =
-                TokenRecord { id, role, secret_hash, expires_at, uses_left, bound_id: None, used_by: vec![] };
+            let record = TokenRecord {
+                id,
+                role,
+                secret_hash,
+                created_at,
+                expires_at,
+                uses_left,
+                bound_id: None,
+                used_by: vec![],
+            };
             state.tokens.insert(id, record);
         }
         let check = |n: u64, secret: u8, now| check_token(&state, TokenId(n), &[secret; 32], UnixMs(now));

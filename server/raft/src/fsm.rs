@@ -96,6 +96,8 @@ fn create_token(state: &mut ClusterState, record: &TokenRecord) -> Applying<Outc
     if state.tokens.contains_key(&record.id) {
         return refuse(ErrorCode::BadRequest, format!("token {} exists already: create another", record.id));
     }
+    // Tokens that open nothing any more make room.
+    state.tokens.retain(|_, token| token.expires_at > record.created_at);
     if state.tokens.len() >= TOKENS_MAX {
         return refuse(
             ErrorCode::Exhausted,
@@ -273,6 +275,7 @@ mod tests {
             id: TOKEN,
             role: TokenRole::Server,
             secret_hash: SECRET,
+            created_at: UnixMs(1),
             expires_at: UnixMs(100),
             uses_left,
             bound_id: None,
@@ -374,6 +377,24 @@ mod tests {
         assert_eq!(run(&mut fsm, 5, CommandBody::RevokeToken(TOKEN)), Outcome::Done);
         assert_eq!(code(&run(&mut fsm, 6, enrol(server(1), key(1), 1))), Some(ErrorCode::TokenUnknown));
         assert!(fsm.state().identities.is_empty());
+    }
+
+    #[test]
+    fn expired_tokens_make_room_for_new_ones() {
+        let mut fsm = fresh();
+        assert_eq!(run(&mut fsm, 1, token(1)), Outcome::Done);
+        let CommandBody::CreateToken(first) = token(1) else { panic!("token() creates") };
+        for (request, created_at, left) in [(2, 99, 2), (3, 100, 2)] {
+            let record = TokenRecord {
+                id: TokenId(request as u64),
+                created_at: UnixMs(created_at),
+                expires_at: UnixMs(200),
+                ..first.clone()
+            };
+            assert_eq!(run(&mut fsm, request, CommandBody::CreateToken(record)), Outcome::Done);
+            assert_eq!(fsm.state().tokens.len(), left, "at {created_at}");
+        }
+        assert!(!fsm.state().tokens.contains_key(&TOKEN));
     }
 
     #[test]
