@@ -128,6 +128,12 @@ fn failures(outputs: &[Output]) -> Vec<(u64, ProposalFailure)> {
 }
 
 #[test]
+fn a_core_can_move_to_a_thread_of_its_own() {
+    fn is_send<T: Send>() {}
+    is_send::<RaftCore>();
+}
+
+#[test]
 fn a_founder_installs_its_first_state_and_leads() {
     let Persist { snapshot, hard_state, entries, .. } = founding_write(1, STATE);
     let mut core = core(1, Loaded { hard_state, snapshot, entries, applied: None });
