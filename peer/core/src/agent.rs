@@ -23,71 +23,35 @@
 //!
 //! Source: SPEC P1-P6, N1; walks 1, 2 and 5 of the architecture.
 
+mod config;
 mod output;
+mod status;
 
-pub use output::{AgentState, AgentStatus, Forwards, Output, ServerStatus};
+pub use config::{AgentConfig, OnServersLost};
+pub use output::{AgentState, Output};
+pub use status::{AgentStatus, Forwards, ServerStatus};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2p_common::addr::HostPort;
 use p2p_common::backoff::Jitter;
 use p2p_common::link::PathKind;
-use p2p_common::member::Member;
 use p2p_common::push::PeerReport;
-use p2p_common::{NodeId, NodeKind, Now};
+use p2p_common::{NodeId, Now};
 
 use crate::connect::{DialRule, Remotes};
 use crate::links::{DialFailure, Link, LinkTable, Mesh, Opened, Traffic};
 use crate::moment::Moment;
 use crate::netinfo::{InterfaceAddr, NetSources};
 use crate::routes::{KnownPeer, RemoteWork, RouteLink, Tables};
-use crate::services::OwnServices;
 use crate::session::servers::{Effect, Servers};
-use crate::session::{FromServer, Heartbeat, Identity, SessionToken, ToServer};
-use crate::tables::{PrintTables, Printer};
+use crate::session::{FromServer, SessionToken, ToServer};
+use crate::tables::Printer;
 use crate::view::PeerViews;
 
 /// How long a lost Server's word counts, and how long a Peer works on without any (SPEC P6).
 pub const GRACE: Duration = Duration::from_secs(30);
-
-/// What a Peer does when it has lost all Servers for longer than [`GRACE`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnServersLost {
-    /// Nothing new goes to Peers learned from Servers.
-    #[default]
-    Stop,
-    /// It goes on with the Peers it knows.
-    KeepDirect,
-}
-
-/// What a Peer is told at its start.
-#[derive(Debug, Clone)]
-pub struct AgentConfig {
-    /// Who it is.
-    pub identity: Identity,
-    /// What people call it.
-    pub name: String,
-    /// Its room or region; empty when not set.
-    pub zone: String,
-    /// Addresses of Servers to begin with.
-    pub servers: Vec<HostPort>,
-    /// Its services.
-    pub services: OwnServices,
-    /// Its network as known at the start.
-    pub net: NetSources,
-    /// Which Peers are linked ahead of need.
-    pub mesh: Mesh,
-    /// What happens without Servers.
-    pub on_servers_lost: OnServersLost,
-    /// When connections without data speak.
-    pub heartbeat: Heartbeat,
-    /// What a change of the tables prints.
-    pub print_tables: PrintTables,
-    /// Spreads waits; any random number.
-    pub seed: u64,
-}
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -295,56 +259,6 @@ impl Agent {
     /// The link to `node`.
     pub fn link(&self, node: NodeId) -> Option<&Link> {
         self.links.get(node)
-    }
-
-    /// What people call `node`, while it is known.
-    pub fn name_of(&self, node: NodeId) -> Option<&str> {
-        match node.kind() {
-            NodeKind::Peer => self.tables.peer(node).map(|known| known.entry.report.name.as_str()),
-            NodeKind::Server => {
-                let mut members = self.servers.members()?.members.iter();
-                members.find(|member| member.id == node).map(|member| member.name.as_str())
-            }
-        }
-    }
-
-    /// What people are shown of this Peer.
-    pub fn status(&self) -> AgentStatus {
-        AgentStatus {
-            state: self.state,
-            net: self.report.net.clone(),
-            servers: self.server_status(),
-            peers: self.tables.peers().len(),
-            forwards: self.forwards,
-        }
-    }
-
-    fn server_status(&self) -> Vec<ServerStatus> {
-        let Some(table) = self.servers.members() else {
-            let introducers = self.servers.introducers().map(|(addr, reason)| ServerStatus {
-                id: None,
-                name: String::new(),
-                addresses: vec![addr.clone()],
-                connected: false,
-                since: None,
-                reason: reason.to_owned(),
-                rtt_us: None,
-            });
-            return introducers.collect();
-        };
-        let status = |member: &Member| {
-            let row = self.links.get(member.id).map(Link::row);
-            ServerStatus {
-                id: Some(member.id),
-                name: member.name.clone(),
-                addresses: member.addresses.clone(),
-                connected: row.is_some_and(|row| row.path.is_some()),
-                since: row.map(|row| row.since),
-                reason: row.map(|row| row.reason.clone()).unwrap_or_default(),
-                rtt_us: row.and_then(|row| row.rtt_us),
-            }
-        };
-        table.members.iter().map(status).collect()
     }
 
     /// Does what the sessions ask for. An effect can bring further ones; they are done in turn.

@@ -2,7 +2,8 @@
 //!
 //! [`render`] gives both tables whole. [`Printer`] decides what is printed at a change: both tables whole,
 //! and of a table with more than [`ROWS_MAX`] rows its head line and the rows that changed; with
-//! [`PrintTables::Change`] always just these. A row that has gone is printed once more with a cell `removed`.
+//! [`PrintTables::Change`] always just these. A row that has gone is printed once more with a cell `removed`, a
+//! peer that has gone with the word behind it.
 //! Changes within [`GATHER`] of each other print once. When only times or links changed nothing is printed:
 //! no row shows them.
 //!
@@ -73,6 +74,7 @@ struct PeerBlock {
     peer: NodeId,
     services: usize,
     last_sync: u64,
+    fate: Fate,
     rows: Vec<(String, String, Fate)>,
 }
 
@@ -105,6 +107,7 @@ fn block(list: &PeerServiceList) -> PeerBlock {
         peer: list.peer,
         services: list.services.len(),
         last_sync: list.last_sync.secs(),
+        fate: Fate::Present,
         rows: rows.map(|(name, of)| (name.to_string(), of.backend.to_string(), Fate::Present)).collect(),
     }
 }
@@ -140,8 +143,9 @@ impl Page {
         const TABLE: &str = "peer_services_map";
         self.head(TABLE, &format!("{{total_peers={total}}}"));
         for block in blocks {
-            let PeerBlock { shown, services, last_sync, .. } = block;
-            self.row(TABLE, &format!("  peer={shown} {{services={services} last_sync={last_sync}}}"));
+            let PeerBlock { shown, services, last_sync, fate, .. } = block;
+            let gone = if *fate == Fate::Removed { " removed" } else { "" };
+            self.row(TABLE, &format!("  peer={shown} {{services={services} last_sync={last_sync}}}{gone}"));
             if block.rows.is_empty() {
                 continue;
             }
@@ -274,7 +278,9 @@ impl Changes {
         for ((shown, name, backend), fate) in &changed {
             self.services.push((true, shown.clone(), name.clone(), backend.clone(), *fate));
         }
+        let fate = if after.is_some() { Fate::Present } else { Fate::Removed };
         if let Some(mut block) = after.or(before) {
+            block.fate = fate;
             block.services = new.len();
             block.rows = changed
                 .into_iter()
@@ -289,3 +295,6 @@ impl Changes {
         self.services.is_empty() && self.peers.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,9 @@
-//! What the agent asks its owner to do, and what it tells of itself.
+//! What the agent asks its owner to do.
 
 use std::fmt;
 use std::sync::Arc;
 
-use p2p_common::addr::{HostPort, NetInfo};
-use p2p_common::{NodeId, UnixMs};
+use p2p_common::NodeId;
 
 use crate::connect::DialPlan;
 use crate::routes::Tables;
@@ -85,47 +84,4 @@ impl fmt::Display for AgentState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
-}
-
-/// Forwards of this Peer, both ways.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Forwards {
-    /// Open now.
-    pub active: u64,
-    /// Since the start.
-    pub total: u64,
-}
-
-/// What people are shown of this Peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentStatus {
-    /// Its state.
-    pub state: AgentState,
-    /// Table D.
-    pub net: NetInfo,
-    /// The Servers it knows.
-    pub servers: Vec<ServerStatus>,
-    /// How many Peers are online.
-    pub peers: usize,
-    /// Its forwards.
-    pub forwards: Forwards,
-}
-
-/// A Server as this Peer sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerStatus {
-    /// Its Id; none for a configured address as long as no Server has told table C.
-    pub id: Option<NodeId>,
-    /// What people call it.
-    pub name: String,
-    /// Where it is dialled.
-    pub addresses: Vec<HostPort>,
-    /// A session with it is up.
-    pub connected: bool,
-    /// In this state since; none before anything happened.
-    pub since: Option<UnixMs>,
-    /// Why connected there, or why not.
-    pub reason: String,
-    /// Round trip in microseconds, once measured.
-    pub rtt_us: Option<u32>,
 }

@@ -472,3 +472,6 @@ impl Slot {
         matches!(&self.phase, Phase::Live { session, .. } if session.incarnation().is_some())
     }
 }
+
+#[cfg(test)]
+mod tests;

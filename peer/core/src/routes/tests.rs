@@ -1,0 +1,122 @@
+//! Look-ups, permissions, and that stepwise changes equal building anew.
+
+use super::*;
+use crate::fixture::{offering, peer};
+use p2p_common::service::Visibility;
+use proptest::prelude::*;
+
+fn own(services: &[&str]) -> Arc<OwnServices> {
+    let services = services.iter().map(|text| (text.parse().unwrap(), Visibility::Cluster));
+    Arc::new(OwnServices::new(services).unwrap())
+}
+
+fn tables(services: &[&str]) -> Tables {
+    Tables::new(peer(99), "z1".into(), own(services), UnixMs(1))
+}
+
+fn known(n: u8, seq: u64, zone: &str, services: &[&str], link: RouteLink) -> Option<KnownPeer> {
+    let entry = offering(n, seq, &format!("10.0.0.{n}:6443"), zone, services);
+    let plan = DialRule::default().plan(&entry.report.net.candidates);
+    Some(KnownPeer { entry, servers: BTreeSet::new(), synced_at: UnixMs(seq), plan, link })
+}
+
+fn picks(tables: &Tables, name: &str, tried: &[NodeId]) -> BTreeSet<Source> {
+    (0..12).filter_map(|pick| Some(tables.resolve(name, pick, tried).ok()?.source)).collect()
+}
+
+#[test]
+fn local_goes_first_then_what_works_then_the_own_zone() {
+    let mut tables = tables(&["here=127.0.0.1:1"]);
+    tables.apply(peer(1), known(1, 1, "z1", &["here=h:1", "web=h:1"], RouteLink::Idle));
+    tables.apply(peer(2), known(2, 1, "z1", &["web=h:2"], RouteLink::Up(PathKind::Direct)));
+    tables.apply(peer(3), known(3, 1, "z2", &["web=h:3"], RouteLink::Idle));
+    tables.apply(peer(4), known(4, 1, "z1", &["web=h:4"], RouteLink::Failing));
+    let set = |peers: &[u8]| peers.iter().map(|n| Source::Peer(peer(*n))).collect::<BTreeSet<_>>();
+    assert_eq!(picks(&tables, "here", &[]), [Source::Local].into());
+    assert_eq!(picks(&tables, "web", &[]), set(&[1, 2]));
+    assert_eq!(picks(&tables, "web", &[peer(1), peer(2)]), set(&[3]));
+    assert_eq!(picks(&tables, "web", &[peer(1), peer(2), peer(3)]), set(&[4]));
+    let all = [peer(1), peer(2), peer(3), peer(4)];
+    assert_eq!(tables.resolve("web", 0, &all).unwrap_err().code(), ErrorCode::OwnerOffline);
+    assert_eq!(tables.resolve("none", 0, &[]).unwrap_err().code(), ErrorCode::ServiceUnknown);
+    assert_eq!(tables.routes_len(), 6);
+    assert_eq!(tables.route("web", Source::Peer(peer(3))).unwrap().key(), format!("web@{}", peer(3)));
+}
+
+#[test]
+fn without_servers_only_local_services_are_left() {
+    let mut tables = tables(&["here=127.0.0.1:1"]);
+    tables.apply(peer(1), known(1, 1, "", &["web=h:1"], RouteLink::Idle));
+    assert!(tables.set_remote(RemoteWork::Stopped));
+    assert_eq!(tables.resolve("web", 0, &[]), Err(LookupError::NoServer));
+    assert!(tables.resolve("here", 0, &[]).is_ok());
+    assert!(tables.routes().any(|route| route.name.as_str() == "web"), "it is still shown");
+    assert!(tables.set_remote(RemoteWork::Taken));
+    assert!(tables.resolve("web", 0, &[]).is_ok());
+}
+
+#[test]
+fn forwards_go_to_own_services_of_known_callers_only() {
+    let mut tables = tables(&["web=127.0.0.1:80"]);
+    let web: ServiceName = "web".parse().unwrap();
+    let other: ServiceName = "other".parse().unwrap();
+    assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::Forbidden);
+    tables.apply(peer(1), known(1, 1, "", &["other=h:1"], RouteLink::Idle));
+    assert_eq!(tables.may_forward(peer(1), &web).unwrap().to_string(), "127.0.0.1:80");
+    assert_eq!(tables.may_forward(peer(1), &other).unwrap_err().code, ErrorCode::ServiceUnknown);
+    let hidden = [("web=h:1".parse().unwrap(), Visibility::Ids(vec![peer(2)]))];
+    let mut tables =
+        Tables::new(peer(99), String::new(), Arc::new(OwnServices::new(hidden).unwrap()), UnixMs(1));
+    for n in [1, 2] {
+        tables.apply(peer(n), known(n, 1, "", &[], RouteLink::Idle));
+    }
+    assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::ServiceUnknown);
+    assert!(tables.may_forward(peer(2), &web).is_ok());
+}
+
+#[test]
+fn equal_input_is_no_change() {
+    let mut tables = tables(&[]);
+    assert!(tables.apply(peer(1), known(1, 1, "", &["a=h:1", "a=h:2"], RouteLink::Idle)));
+    assert!(!tables.apply(peer(1), known(1, 1, "", &["a=h:1", "a=h:2"], RouteLink::Idle)));
+    assert_eq!((tables.revision(), tables.routes_len()), (1, 1), "a name twice counts once");
+    assert!(!tables.apply(peer(2), None));
+    assert!(tables.apply(peer(1), None));
+    assert_eq!((tables.routes_len(), tables.routes().count()), (0, 0));
+}
+
+type Step = (u8, Option<(u64, Vec<u8>, u8)>, bool);
+
+fn step() -> impl Strategy<Value = Step> {
+    let entry = (1u64..5, proptest::collection::vec(0u8..6, 0..4), 0u8..3);
+    (1u8..6, proptest::option::of(entry), any::<bool>())
+}
+
+proptest! {
+    #[test]
+    fn changes_one_by_one_equal_building_anew(steps in proptest::collection::vec(step(), 0..30)) {
+        let mut tables = tables(&["s0=127.0.0.1:1", "own=127.0.0.1:2"]);
+        let mut last = BTreeMap::new();
+        for (n, entry, taken) in steps {
+            let remote = if taken { RemoteWork::Taken } else { RemoteWork::Stopped };
+            tables.set_remote(remote);
+            let now = entry.and_then(|(seq, services, link_no)| {
+                let services: Vec<String> = services.iter().map(|s| format!("s{s}=h:{n}")).collect();
+                let services: Vec<&str> = services.iter().map(String::as_str).collect();
+                let link = [RouteLink::Idle, RouteLink::Failing, RouteLink::Up(PathKind::Direct)];
+                known(n, seq, if n % 2 == 0 { "z1" } else { "z2" }, &services, link[usize::from(link_no)])
+                    .map(|known| KnownPeer { synced_at: UnixMs(seq), ..known })
+            });
+            tables.apply(peer(n), now.clone());
+            last.insert(n, (now, remote));
+        }
+        let mut anew = Tables::new(peer(99), "z1".into(), tables.own.clone(), UnixMs(1));
+        anew.set_remote(tables.remote);
+        for (n, (known, _)) in last {
+            anew.apply(peer(n), known);
+        }
+        anew.revision = tables.revision;
+        prop_assert_eq!(anew.routes_len, anew.routes().count());
+        prop_assert_eq!(tables, anew);
+    }
+}
