@@ -1,0 +1,5 @@
+//! The agent in whole worlds: fake Servers, virtual time, through the public interface only.
+
+mod chaos;
+mod scenario;
+mod world;
