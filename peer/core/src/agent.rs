@@ -297,6 +297,7 @@ impl Agent {
                         self.away.entry(server).or_insert(at.now);
                     }
                 }
+                Effect::Epoch(epoch) => self.outputs.push_back(Output::Epoch(epoch)),
                 Effect::Members => {
                     let members = self.servers.members().into_iter().flat_map(|table| &table.members);
                     for id in members.map(|member| member.id) {

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! While a session is up a heartbeat goes out after 3 s in which nothing else did; 30 s without anything from
-//! the Server end it. A report that changed while the session was opening is sent right after the WELCOME.
+//! the Server end it. A Server of the same cluster in a higher epoch is followed: its cluster was recovered by
+//! its operator, and the Peer has no history of its own to defend; a lower epoch is refused. A report that changed while the session was opening is sent right after the WELCOME.
 //! Owner: the agent.
 
 pub(crate) mod servers;
@@ -137,7 +138,12 @@ pub(crate) enum SessionError {
 /// What a message means to the owner of the session.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
-    Welcome { seen_from: Option<SocketAddr>, members: MemberTable },
+    /// `epoch` is this Peer's or a higher one.
+    Welcome {
+        epoch: Epoch,
+        seen_from: Option<SocketAddr>,
+        members: MemberTable,
+    },
     Members(MemberTable),
     Push(PeerPush),
     Nothing,
@@ -194,6 +200,11 @@ impl Session {
         self.incarnation
     }
 
+    /// The epoch it lives in.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.identity.epoch
+    }
+
     /// How long the session has been open.
     pub(crate) fn age(&self, now: Now) -> Duration {
         now.since(self.opened)
@@ -209,14 +220,16 @@ impl Session {
             FromServer::End { code, message } => Err(SessionError::Ended { code, message }),
             FromServer::Welcome { .. } if self.incarnation.is_some() => Err(SessionError::WelcomedTwice),
             FromServer::Welcome { hello, seen_from, members } => {
+                let epoch = hello.epoch.max(self.identity.epoch);
                 hello.check(&Expected {
                     cluster_id: self.identity.cluster_id,
-                    epoch: self.identity.epoch,
+                    epoch,
                     me: self.identity.id,
                     authenticated: self.server,
                 })?;
+                self.identity.epoch = epoch;
                 self.incarnation = Some(hello.incarnation);
-                Ok(Heard::Welcome { seen_from, members })
+                Ok(Heard::Welcome { epoch, seen_from, members })
             }
             _ if self.incarnation.is_none() => Err(SessionError::NotWelcomed),
             FromServer::Members(members) => Ok(Heard::Members(members)),
@@ -330,12 +343,20 @@ mod tests {
             Hello { cluster_id: Some(cluster(2)), ..hello() },
             Hello { from: server(2), ..hello() },
             Hello { to: Some(peer(2)), ..hello() },
-            Hello { epoch: Epoch(2), ..hello() },
+            Hello { epoch: Epoch(0), ..hello() },
             Hello { versions: (9, 9), ..hello() },
         ] {
             let refused = opened().handle(welcome(bad), at(1));
             assert!(matches!(refused, Err(SessionError::Hello(_))), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn a_higher_epoch_is_followed() {
+        let mut session = opened();
+        let heard = session.handle(welcome(Hello { epoch: Epoch(2), ..hello() }), at(1));
+        assert!(matches!(heard, Ok(Heard::Welcome { epoch: Epoch(2), .. })), "{heard:?}");
+        assert_eq!(session.epoch(), Epoch(2));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use p2p_common::NodeId;
+use p2p_common::{Epoch, NodeId};
 
 use crate::connect::DialPlan;
 use crate::routes::Tables;
@@ -49,6 +49,9 @@ pub enum Output {
     Publish(Arc<Tables>),
     /// Log these lines as they stand.
     PrintTables(Vec<String>),
+    /// The cluster lives in this higher epoch now: say so on every wire from here on, and keep it for the next
+    /// start.
+    Epoch(Epoch),
     /// The agent's state has changed.
     State(AgentState),
 }

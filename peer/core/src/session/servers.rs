@@ -15,6 +15,9 @@
 //! slot. They dial until table C is known, and again when no session is up for 10 s: should every address in
 //! table C have become wrong, the configured ones still lead back.
 //!
+//! A higher epoch begins a new history: sessions in the lower one end, and the first table C of the new one
+//! counts whatever its version.
+//!
 //! A Server that answers at two addresses gets one session; the later stream is closed. A Server that is not
 //! in table C gets none. Owner: the agent.
 
@@ -28,7 +31,7 @@ use p2p_common::link::LinkRow;
 use p2p_common::member::MEMBERS_MAX;
 use p2p_common::push::{PeerPush, PeerReport};
 use p2p_common::revision::Position;
-use p2p_common::{Incarnation, KeyHash, NodeId, Now};
+use p2p_common::{Epoch, Incarnation, KeyHash, NodeId, Now};
 
 use super::{FromServer, Heard, Heartbeat, Identity, MemberTable, Session, SessionToken, ToServer};
 
@@ -79,6 +82,8 @@ pub(crate) enum Effect {
         server: NodeId,
         reason: String,
     },
+    /// The cluster lives in this higher epoch now.
+    Epoch(Epoch),
     /// Table C has a newer version.
     Members,
     /// No longer in table C.
@@ -116,6 +121,8 @@ pub(crate) struct Servers {
     heartbeat: Heartbeat,
     slots: BTreeMap<Key, Slot>,
     members: Option<MemberTable>,
+    /// The epoch `members` is of.
+    members_epoch: Epoch,
     last_token: u64,
     /// Since when no session is up; none while one is.
     alone_since: Option<Now>,
@@ -137,6 +144,7 @@ impl Servers {
             heartbeat,
             slots: introducers.iter().map(slot).collect(),
             members: None,
+            members_epoch: identity.epoch,
             last_token: 0,
             alone_since: Some(now),
             jitter: Jitter::new(seed),
@@ -249,12 +257,13 @@ impl Servers {
                 effects.push(Effect::Push { server, incarnation, push });
             }
             Ok(Heard::Members(members)) => self.take_members(members, now, &mut effects),
-            Ok(Heard::Welcome { seen_from, members }) => {
+            Ok(Heard::Welcome { epoch, seen_from, members }) => {
                 let address = address.clone();
                 self.alone_since = None;
                 slot.reason.clear();
                 effects.push(Effect::Welcomed { session: token, server, address, seen_from });
                 effects.extend(session.report(report, now).map(|message| Effect::Send(token, message)));
+                self.follow(epoch, now, &mut effects);
                 self.take_members(members, now, &mut effects);
             }
             Err(error) => self.end(token, error.to_string(), now, &mut effects),
@@ -345,10 +354,30 @@ impl Servers {
         }
     }
 
+    /// Moves on to `epoch` if it is a higher one.
+    fn follow(&mut self, epoch: Epoch, now: Now, effects: &mut Vec<Effect>) {
+        if epoch <= self.identity.epoch {
+            return;
+        }
+        self.identity.epoch = epoch;
+        effects.push(Effect::Epoch(epoch));
+        let left_behind = |slot: &Slot| match &slot.phase {
+            Phase::Live { token, session, .. } if session.epoch() < epoch => Some(*token),
+            _ => None,
+        };
+        let tokens: Vec<SessionToken> = self.slots.values().filter_map(left_behind).collect();
+        for token in tokens {
+            self.end(token, format!("the cluster has moved on to epoch {epoch}"), now, effects);
+        }
+    }
+
     /// Takes a table C if it is newer than what is known.
     fn take_members(&mut self, mut table: MemberTable, now: Now, effects: &mut Vec<Effect>) {
         table.members.truncate(MEMBERS_MAX);
-        if self.members.as_ref().is_none_or(|known| table.version > known.version) {
+        let is_newer =
+            |known: &MemberTable| (self.identity.epoch, table.version) > (self.members_epoch, known.version);
+        if self.members.as_ref().is_none_or(is_newer) {
+            self.members_epoch = self.identity.epoch;
             for member in &table.members {
                 let slot =
                     self.slots.entry(Key::Member(member.id)).or_insert_with(|| Slot::new(vec![], None, now));

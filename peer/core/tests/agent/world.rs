@@ -303,6 +303,7 @@ impl World {
             Output::DropIdleTunnels { peer } => self.dropped.push(peer),
             Output::Publish(tables) => self.tables = Some(tables),
             Output::PrintTables(lines) => self.printed.push(lines),
+            Output::Epoch(epoch) => panic!("no Server here lives in {epoch}"),
             Output::State(state) => self.states.push((self.now_ms, state)),
         }
     }

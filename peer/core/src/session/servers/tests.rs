@@ -38,19 +38,25 @@ fn table(version: u64, ids: &[u8]) -> MemberTable {
 }
 
 fn welcome(n: u8, members: MemberTable) -> FromServer {
+    welcome_in(Epoch(1), n, members)
+}
+
+fn welcome_in(epoch: Epoch, n: u8, members: MemberTable) -> FromServer {
     let hello = Hello {
         versions: VERSIONS,
         cluster_id: Some(identity().cluster_id),
         from: server(n),
         to: Some(peer(1)),
-        epoch: Epoch(1),
+        epoch,
         incarnation: run(n),
         features: 0,
     };
     FromServer::Welcome { hello, seen_from: None, members }
 }
 
-fn dials(effects: &[Effect]) -> Vec<(SessionToken, Option<NodeId>, Vec<String>)> {
+type Dialled = (SessionToken, Option<NodeId>, Vec<String>);
+
+fn dials(effects: &[Effect]) -> Vec<Dialled> {
     let dial = |effect: &Effect| match effect {
         Effect::Dial(dial) => {
             let addresses = dial.addresses.iter().map(HostPort::to_string).collect();
@@ -78,7 +84,7 @@ fn open(servers: &mut Servers, token: SessionToken, n: u8, ms: u64) -> Vec<Effec
 }
 
 /// Connects through the one introducer to Server 1, whose table C has `ids`; gives the dials that follow.
-fn introduced(ids: &[u8]) -> (Servers, Vec<(SessionToken, Option<NodeId>, Vec<String>)>) {
+fn introduced(ids: &[u8]) -> (Servers, Vec<Dialled>) {
     let mut servers = servers(&["seed:7400"]);
     let token = dials(&servers.tick(at(0)))[0].0;
     open(&mut servers, token, 1, 10);
@@ -226,4 +232,17 @@ fn new_addresses_are_dialled_at_once() {
     moved.members[1].addresses = vec!["10.9.9.9:7400".parse().unwrap()];
     servers.handle_message(SessionToken(1), FromServer::Members(moved), &report(), at(31));
     assert_eq!(dials(&servers.tick(at(31)))[0].2, ["10.9.9.9:7400"]);
+}
+
+#[test]
+fn a_higher_epoch_begins_anew() {
+    let (mut servers, dialled) = introduced(&[1, 2]);
+    let token = dialled[0].0;
+    open(&mut servers, token, 2, 30);
+    let effects = servers.handle_message(token, welcome_in(Epoch(2), 2, table(1, &[2])), &report(), at(40));
+    assert!(effects.contains(&Effect::Epoch(Epoch(2))), "{effects:?}");
+    assert_eq!(closes(&effects)[0], (SessionToken(1), "the cluster has moved on to epoch 2"));
+    assert_eq!(servers.members().unwrap().version, 1, "versions count within an epoch");
+    assert_eq!(servers.up().collect::<Vec<_>>(), [server(2)]);
+    assert!(effects.contains(&Effect::Left(server(1))));
 }
