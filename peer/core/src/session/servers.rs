@@ -21,24 +21,24 @@
 //! A Server that answers at two addresses gets one session; the later stream is closed. A Server that is not
 //! in table C gets none. Owner: the agent.
 
+mod slot;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::addr::HostPort;
-use p2p_common::backoff::{Backoff, Jitter};
+use p2p_common::backoff::Jitter;
 use p2p_common::link::LinkRow;
 use p2p_common::member::MEMBERS_MAX;
 use p2p_common::push::{PeerPush, PeerReport};
 use p2p_common::revision::Position;
 use p2p_common::{Epoch, Incarnation, KeyHash, NodeId, Now};
 
+use slot::{Key, Phase, Slot};
+
 use super::{FromServer, Heard, Heartbeat, Identity, MemberTable, Session, SessionToken, ToServer};
 
-/// The wait after the first failure.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-/// The longest wait: a Server that comes back is found within it.
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// A session that was open this long was no failure.
 const LASTED: Duration = Duration::from_secs(10);
 /// A dial that nobody reported on by then is taken for failed.
@@ -88,30 +88,6 @@ pub(crate) enum Effect {
     Members,
     /// No longer in table C.
     Left(NodeId),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Introducer(HostPort),
-    Member(NodeId),
-}
-
-#[derive(Debug)]
-struct Slot {
-    addresses: Vec<HostPort>,
-    key_hash: Option<KeyHash>,
-    /// A configured address that led here; dialled after those of table C.
-    introduced_at: Option<HostPort>,
-    phase: Phase,
-    backoff: Backoff,
-    reason: String,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Waiting { until: Now },
-    Dialling { token: SessionToken, until: Now },
-    Live { token: SessionToken, session: Session, address: String },
 }
 
 /// All slots.
@@ -460,45 +436,6 @@ impl Servers {
 
     fn key_of(&self, token: SessionToken) -> Option<Key> {
         self.slots.iter().find(|(_, slot)| slot.token() == Some(token)).map(|(key, _)| key.clone())
-    }
-}
-
-impl Key {
-    fn member(&self) -> Option<NodeId> {
-        match self {
-            Key::Member(id) => Some(*id),
-            Key::Introducer(_) => None,
-        }
-    }
-}
-
-impl Slot {
-    fn new(addresses: Vec<HostPort>, key_hash: Option<KeyHash>, now: Now) -> Self {
-        Slot {
-            addresses,
-            key_hash,
-            introduced_at: None,
-            phase: Phase::Waiting { until: now },
-            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
-            reason: "not dialled yet".into(),
-        }
-    }
-
-    fn dialled(&self) -> Vec<HostPort> {
-        let mut addresses = self.addresses.clone();
-        addresses.extend(self.introduced_at.iter().filter(|addr| !self.addresses.contains(addr)).cloned());
-        addresses
-    }
-
-    fn token(&self) -> Option<SessionToken> {
-        match &self.phase {
-            Phase::Dialling { token, .. } | Phase::Live { token, .. } => Some(*token),
-            Phase::Waiting { .. } => None,
-        }
-    }
-
-    fn is_up(&self) -> bool {
-        matches!(&self.phase, Phase::Live { session, .. } if session.incarnation().is_some())
     }
 }
 
