@@ -101,6 +101,11 @@ impl Token {
         self.id
     }
 
+    /// The secret half itself: for enrolment, inside TLS, to a Server whose CA the token names.
+    pub fn secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
     /// SHA-256 of the secret half: what is stored, proposed and compared.
     pub fn secret_hash(&self) -> [u8; 32] {
         Sha256::digest(*self.secret).into()
