@@ -2,3 +2,6 @@
 
 pub mod cli;
 pub mod config;
+pub mod raft;
+pub mod store;
+pub mod transport;

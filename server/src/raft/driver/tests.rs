@@ -1,0 +1,272 @@
+//! Threads with real stores in temporary directories, and a network that is a map.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use p2p_common::command::{Command, CommandBody, TokenId, TokenRecord, TokenRole};
+use p2p_common::member::RaftId;
+use p2p_common::{ClusterId, Epoch, RequestId, UnixMs};
+use p2p_server_raft::{MembershipChange, MessageKind, founding_write};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::store::Origin;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Mailboxes by raft id; who is missing is not reachable.
+#[derive(Clone, Default)]
+struct Network(Arc<Mutex<BTreeMap<RaftId, Mailbox>>>);
+
+struct Sender {
+    from: RaftId,
+    network: Network,
+}
+
+impl Outbox for Sender {
+    fn send(&mut self, messages: Vec<Message>) {
+        let mailboxes = self.network.0.lock().unwrap();
+        let Some(own) = mailboxes.get(&self.from) else { return };
+        for message in messages {
+            let (to, snapshot) = (message.to, message.kind == MessageKind::Snapshot);
+            let sent = mailboxes.get(&to).is_some_and(|mailbox| mailbox.message(message).is_ok());
+            if snapshot {
+                own.snapshot_report(to, sent);
+            }
+            if !sent {
+                own.unreachable(to);
+            }
+        }
+    }
+}
+
+fn cluster_state() -> ClusterState {
+    ClusterState::new(ClusterId::new(Uuid::from_u128(1)), Epoch(0), vec![vec![1]])
+}
+
+struct World {
+    dir: TempDir,
+    network: Network,
+}
+
+struct Node {
+    raft_id: RaftId,
+    mailbox: Mailbox,
+    driver: Driver,
+}
+
+impl World {
+    fn new() -> Self {
+        World { dir: tempfile::tempdir().unwrap(), network: Network::default() }
+    }
+
+    fn path(&self, raft_id: RaftId) -> PathBuf {
+        self.dir.path().join(raft_id.to_string())
+    }
+
+    fn found(&self) -> Node {
+        let mut store = Store::open(&self.path(1)).unwrap();
+        let state = Bytes::from(convert::encode_state(&cluster_state()));
+        let origin = Origin { raft_id: 1, members: Vec::new() };
+        store.begin(&origin, Some(&founding_write(1, state))).unwrap();
+        drop(store);
+        self.start(1)
+    }
+
+    fn join(&self, raft_id: RaftId) -> Node {
+        let mut store = Store::open(&self.path(raft_id)).unwrap();
+        store.begin(&Origin { raft_id, members: Vec::new() }, None).unwrap();
+        drop(store);
+        self.start(raft_id)
+    }
+
+    fn start(&self, raft_id: RaftId) -> Node {
+        let store = Store::open(&self.path(raft_id)).unwrap();
+        let stored = store.load().unwrap().unwrap();
+        let mailbox = Mailbox::new();
+        self.network.0.lock().unwrap().insert(raft_id, mailbox.clone());
+        let driver = spawn_driver(DriverParams {
+            config: RaftConfig { snapshot_every_entries: 40, keep_entries: 5, ..RaftConfig::new(raft_id, 7) },
+            store,
+            stored,
+            state: cluster_state(),
+            mailbox: mailbox.clone(),
+            outbox: Sender { from: raft_id, network: self.network.clone() },
+            logger: Logger::root(slog::Discard, slog::o!()),
+        })
+        .unwrap();
+        Node { raft_id, mailbox, driver }
+    }
+
+    /// Ends the thread; nobody is told.
+    async fn kill(&self, node: Node) {
+        self.network.0.lock().unwrap().remove(&node.raft_id);
+        node.mailbox.stop();
+        assert!(matches!(node.driver.end.await.unwrap(), DriverEnd::Stopped));
+    }
+}
+
+impl Node {
+    async fn until(&self, what: &str, condition: impl FnMut(&Arc<View>) -> bool) -> Arc<View> {
+        let mut view = self.driver.view.clone();
+        let found = tokio::time::timeout(PATIENCE, view.wait_for(condition)).await;
+        let found = found.unwrap_or_else(|_| panic!("not seen in time: {what}"));
+        Arc::clone(&found.unwrap())
+    }
+
+    async fn propose(&self, n: u64) -> Result<(u64, Outcome), ProposalFailure> {
+        let (reply, answer) = oneshot::channel();
+        let command = Bytes::from(convert::encode_command(&token(n)));
+        self.mailbox.request(Request::Propose { command, reply }).unwrap();
+        answer.await.unwrap()
+    }
+
+    async fn change(&self, change: MembershipChange) {
+        // Refused while a change is under way or a learner is behind: tried again, as its owner would.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            self.mailbox.request(Request::Change { change: change.clone(), reply }).unwrap();
+            match answer.await.unwrap() {
+                Ok(()) => return,
+                Err(error) => assert!(Instant::now() < deadline, "{change:?}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn read(&self) -> Result<u64, ReadFailure> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox.request(Request::Read { reply }).unwrap();
+        answer.await.unwrap()
+    }
+}
+
+fn token(n: u64) -> Command {
+    Command {
+        request_id: RequestId::new(Uuid::from_u64_pair(1, n)),
+        body: CommandBody::CreateToken(TokenRecord {
+            id: TokenId(n),
+            role: TokenRole::Peer,
+            secret_hash: [0; 32],
+            created_at: UnixMs(0),
+            expires_at: UnixMs(u64::MAX),
+            uses_left: 1,
+            bound_id: None,
+            used_by: Vec::new(),
+        }),
+    }
+}
+
+fn has(view: &View, n: u64) -> bool {
+    view.state.tokens.contains_key(&TokenId(n))
+}
+
+#[tokio::test]
+async fn alone_it_leads_at_once_and_nothing_acknowledged_is_lost() {
+    let world = World::new();
+    let mut node = world.found();
+    let mut term = 0;
+    for round in 0..4_u64 {
+        let view = node.until("leading", |view| view.leads()).await;
+        assert!(view.status.term > term, "terms rise from start to start");
+        term = view.status.term;
+        assert!((1..round * 25).all(|n| has(&view, n)), "round {round}");
+        for n in round * 25..(round + 1) * 25 {
+            let (index, outcome) = node.propose(n).await.unwrap();
+            assert_eq!(outcome, Outcome::Done);
+            // Whoever was answered finds it published.
+            let view = node.driver.view.borrow().clone();
+            assert!(view.applied >= index && has(&view, n));
+        }
+        world.kill(node).await;
+        node = world.start(1);
+    }
+    let store_bytes = directory_bytes(&world.path(1));
+    assert!(store_bytes < 64 << 20, "{store_bytes} bytes");
+    world.kill(node).await;
+}
+
+fn directory_bytes(path: &Path) -> u64 {
+    let items = std::fs::read_dir(path).unwrap().map(|item| item.unwrap());
+    items
+        .map(|item| {
+            if item.path().is_dir() { directory_bytes(&item.path()) } else { item.metadata().unwrap().len() }
+        })
+        .sum()
+}
+
+#[tokio::test]
+async fn two_join_by_a_snapshot_and_the_third_voter_outlives_the_leader() {
+    let world = World::new();
+    let first = world.found();
+    first.until("leading", |view| view.leads()).await;
+    // So many that a joiner needs a snapshot.
+    for n in 0..100 {
+        first.propose(n).await.unwrap();
+    }
+    let (second, third) = (world.join(2), world.join(3));
+    first.change(MembershipChange::AddLearner(2)).await;
+    first.change(MembershipChange::AddLearner(3)).await;
+    for node in [&second, &third] {
+        node.until("the snapshot", |view| has(view, 99)).await;
+        assert!(matches!(node.propose(900).await, Err(ProposalFailure::NotLeader { .. })));
+        assert!(node.read().await.is_ok(), "a learner reads through the leader");
+    }
+    let voters = BTreeSet::from([1, 2, 3]);
+    first.change(MembershipChange::SetVoters(voters.clone())).await;
+    for node in [&first, &second, &third] {
+        node.until("three voters", |v| v.membership.voters == voters && !v.membership.is_joint()).await;
+    }
+    first.propose(100).await.unwrap();
+    let term = first.driver.view.borrow().status.term;
+    world.kill(first).await;
+    let killed = Instant::now();
+    second.mailbox.gone(1);
+    third.mailbox.gone(1);
+    let leads = |view: &Arc<View>| view.status.leader.is_some_and(|id| id != 1) && view.status.term > term;
+    let view = second.until("a new leader", leads).await;
+    assert!(killed.elapsed() < Duration::from_secs(5));
+    let (leader, follower) = if view.status.leader == Some(2) { (second, third) } else { (third, second) };
+    let view = leader.until("ready", |view| view.leads()).await;
+    assert!((0..=100).all(|n| has(&view, n)));
+    leader.propose(101).await.unwrap();
+    follower.until("replicated", |view| has(view, 101)).await;
+    assert!(follower.read().await.is_ok());
+    assert_eq!(
+        follower.driver.master.borrow().as_ref(),
+        None,
+        "the state names no member, so there is no title"
+    );
+
+    // Without a quorum nothing is acknowledged and nothing is read.
+    world.kill(leader).await;
+    assert_eq!(follower.read().await, Err(ReadFailure::TimedOut));
+    // The first comes back, and both go on.
+    let first = world.start(1);
+    first.until("what it missed", |view| has(view, 101)).await;
+    world.kill(first).await;
+    world.kill(follower).await;
+}
+
+#[tokio::test]
+async fn a_store_that_lost_what_it_acknowledged_ends_the_thread() {
+    let world = World::new();
+    let first = world.found();
+    first.until("leading", |view| view.leads()).await;
+    let second = world.join(2);
+    first.change(MembershipChange::AddLearner(2)).await;
+    for n in 0..5 {
+        first.propose(n).await.unwrap();
+    }
+    second.until("replicated", |view| has(view, 4)).await;
+    world.kill(second).await;
+    std::fs::remove_dir_all(world.path(2)).unwrap();
+    let second = world.join(2);
+    let end = tokio::time::timeout(PATIENCE, second.driver.end).await.unwrap().unwrap();
+    assert!(matches!(end, DriverEnd::LogLost(_)), "{end}");
+    world.kill(first).await;
+}

@@ -1,0 +1,358 @@
+//! Stable storage of a Server: the raft log, its hard state and its last snapshot, in one sled tree.
+//!
+//! The state machine has no place of its own: it is the snapshot and what the log says after it, so that one
+//! fact is stored once. A start installs the snapshot and applies the log again.
+//!
+//! | key | value |
+//! |---|---|
+//! | `o` | [`Origin`]: how this Server came into the cluster, written first |
+//! | `h` | hard state |
+//! | `s` | the snapshot's position, members, length and hash |
+//! | `d` part | the snapshot's data |
+//! | `e` index part | an entry of the log |
+//!
+//! Every change is one batch, which sled applies as a whole or not at all, also over a crash. It counts as
+//! stored when [`Store`] returns: sled's own flush does not reach the disk on Linux (it starts the write-back and
+//! syncs nothing), so the log file is synced by a descriptor of our own afterwards.
+//!
+//! No value is longer than [`parts::PART_BYTES`]: sled moves what is larger than a quarter of a segment into files
+//! that it never syncs, and what it writes is not the value alone but its leaf with up to some twenty neighbours.
+//!
+//! A store that does not open or contradicts itself is never repaired or wiped here (SPEC C9): a node that
+//! forgets what it acknowledged must not vote again. Owner: the raft thread.
+
+mod parts;
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use p2p_common::member::{Member, RaftId};
+use p2p_proto::{convert, v1};
+use p2p_server_raft::{Compaction, HardState, Loaded, LogEntry, Persist, Snapshot};
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+use sled::Batch;
+
+use crate::raft::wire;
+
+const ORIGIN: &[u8] = b"o";
+const HARD_STATE: &[u8] = b"h";
+const SNAPSHOT: &[u8] = b"s";
+const SNAPSHOT_DATA: u8 = b'd';
+const ENTRY: u8 = b'e';
+
+/// sled keeps pages in memory; the working set is the tail of the log.
+const CACHE_BYTES: u64 = 32 << 20;
+/// How long sled's threads of a former owner in this process may take to end.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the store cannot be used. The node then takes no part in the cluster until an operator acts.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// sled does not open it.
+    #[error("the store {} does not open: {reason}. {HELP}", path.display())]
+    Open {
+        /// Which directory.
+        path: PathBuf,
+        /// What sled or the system said.
+        reason: String,
+    },
+    /// What it holds cannot be right.
+    #[error("the store {} is damaged: {reason}. {HELP}", path.display())]
+    Damaged {
+        /// Which directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A write or its sync failed: what is on the disk is not known any more.
+    #[error("writing to the store failed: {0}. The process ends; free or repair the disk and start it again")]
+    Write(String),
+}
+
+const HELP: &str = "This server neither votes nor writes until you act: bring back the data directory as it was, \
+    or move it aside and start with an empty one, --join and a new token";
+
+/// How this Server came into its cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Its number inside raft; never used again once this store is lost.
+    pub raft_id: RaftId,
+    /// A joiner's first address book, until the log has brought table C; empty for the founder.
+    pub members: Vec<Member>,
+}
+
+/// What a start finds.
+#[derive(Debug)]
+pub struct Stored {
+    /// How it began.
+    pub origin: Origin,
+    /// Where raft goes on.
+    pub loaded: Loaded,
+}
+
+/// The open store.
+pub struct Store {
+    path: PathBuf,
+    db: sled::Db,
+    tree: sled::Tree,
+    /// sled's log file, to sync what sled has flushed.
+    log_file: File,
+    hard_state: HardState,
+}
+
+impl Store {
+    /// Opens the store in `path`, made if there is none.
+    ///
+    /// # Errors
+    /// When it does not open. It was not changed then.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |reason: String| StoreError::Open { path: path.to_owned(), reason };
+        let config = sled::Config::new()
+            .path(path)
+            .mode(sled::Mode::HighThroughput)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(None);
+        // sled panics on some damage; nothing of a store half open is used afterwards.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let db = open_db(&config)?;
+            let tree = db.open_tree("raft")?;
+            Ok::<_, sled::Error>((db, tree))
+        }));
+        let (db, tree) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => return Err(failed(error.to_string())),
+            Err(_panic) => return Err(failed("its files contradict each other".to_owned())),
+        };
+        let open = |file: PathBuf| File::open(&file).map_err(|e| failed(format!("{}: {e}", file.display())));
+        let log_file = open(path.join("db"))?;
+        let mut store = Store { path: path.to_owned(), db, tree, log_file, hard_state: HardState::default() };
+        // A new store's files must outlive a power loss together with what is written into them.
+        store.sync().map_err(|e| failed(e.to_string()))?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        for made in [path.join("conf"), path.to_owned(), parent.unwrap_or(Path::new(".")).to_owned()] {
+            let file = open(made)?;
+            file.sync_all().map_err(|e| failed(e.to_string()))?;
+        }
+        store.hard_state = store.read_hard_state()?;
+        Ok(store)
+    }
+
+    /// Everything a start needs; `None` for a store nothing was ever written to.
+    ///
+    /// # Errors
+    /// When what is stored cannot be right.
+    pub fn load(&self) -> Result<Option<Stored>, StoreError> {
+        let Some(origin) = self.get(ORIGIN)? else {
+            if self.tree.is_empty() {
+                return Ok(None);
+            }
+            return Err(self.damaged("it has a log but no origin"));
+        };
+        let origin = v1::StoredOrigin::decode(&*origin).map_err(|e| self.damaged(e))?;
+        let (_, members) = convert::member_table_from(origin.members).map_err(|e| self.damaged(e))?;
+        let loaded = Loaded {
+            hard_state: self.hard_state,
+            snapshot: self.read_snapshot()?,
+            entries: self.read_entries()?,
+            applied: None,
+        };
+        Ok(Some(Stored { origin: Origin { raft_id: origin.raft_id, members }, loaded }))
+    }
+
+    /// The first write of all: where this Server comes from and, for a founder, the cluster's first snapshot.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub fn begin(&mut self, origin: &Origin, founding: Option<&Persist>) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        let record = v1::StoredOrigin {
+            raft_id: origin.raft_id,
+            members: Some(convert::member_table_to(0, &origin.members)),
+        };
+        batch.insert(ORIGIN, record.encode_to_vec());
+        if let Some(persist) = founding {
+            self.put_persist(&mut batch, persist)?;
+        }
+        self.write(batch)
+    }
+
+    /// Writes what raft wants persisted, and returns when it is.
+    ///
+    /// # Errors
+    /// When it could not be made durable: the process must end.
+    pub fn persist(&mut self, persist: &Persist) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        self.put_persist(&mut batch, persist)?;
+        self.write(batch)
+    }
+
+    /// Stores a snapshot of our own in place of the former one and forgets the entries before it.
+    ///
+    /// # Errors
+    /// When it could not be made durable: the process must end.
+    pub fn compact(&mut self, compaction: &Compaction) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        self.put_snapshot(&mut batch, &compaction.snapshot)?;
+        self.remove(&mut batch, &parts::key(ENTRY, 0, 0), &parts::key(ENTRY, compaction.first_kept, 0))?;
+        self.write(batch)
+    }
+
+    /// Raises the stored commit index, so that a start without a leader shows what was known. Raft does not ask
+    /// for this: no safety hangs on it.
+    ///
+    /// # Errors
+    /// When it could not be made durable: the process must end.
+    pub fn raise_commit(&mut self, commit: u64) -> Result<(), StoreError> {
+        if commit <= self.hard_state.commit {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        self.put_hard_state(&mut batch, HardState { commit, ..self.hard_state });
+        self.write(batch)
+    }
+
+    fn put_persist(&mut self, batch: &mut Batch, persist: &Persist) -> Result<(), StoreError> {
+        let all = parts::key(ENTRY, u64::MAX, u16::MAX);
+        if let Some(snapshot) = &persist.snapshot {
+            self.remove(batch, &parts::key(ENTRY, 0, 0), &all)?;
+            self.put_snapshot(batch, snapshot)?;
+        }
+        if let Some(first) = persist.entries.first() {
+            self.remove(batch, &parts::key(ENTRY, first.index, 0), &all)?;
+        }
+        for entry in &persist.entries {
+            let bytes = wire::entry_to(entry.clone()).encode_to_vec();
+            for (part, value) in parts::split(&bytes) {
+                batch.insert(parts::key(ENTRY, entry.index, part), value);
+            }
+        }
+        self.put_hard_state(batch, persist.hard_state);
+        Ok(())
+    }
+
+    fn put_hard_state(&mut self, batch: &mut Batch, state: HardState) {
+        let record = v1::StoredHardState { term: state.term, vote: state.vote, commit: state.commit };
+        batch.insert(HARD_STATE, record.encode_to_vec());
+        self.hard_state = state;
+    }
+
+    fn put_snapshot(&self, batch: &mut Batch, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let record = v1::StoredSnapshot {
+            index: snapshot.index,
+            term: snapshot.term,
+            membership: Some(wire::membership_to(&snapshot.membership)),
+            data_bytes: snapshot.data.len() as u64,
+            data_sha256: Sha256::digest(&snapshot.data).to_vec().into(),
+        };
+        batch.insert(SNAPSHOT, record.encode_to_vec());
+        let mut next = 0;
+        for (part, value) in parts::split_long(&snapshot.data) {
+            batch.insert(parts::long_key(SNAPSHOT_DATA, part), value);
+            next = part + 1;
+        }
+        self.remove(batch, &parts::long_key(SNAPSHOT_DATA, next), &parts::long_key(SNAPSHOT_DATA, u32::MAX))
+    }
+
+    /// Deletes every stored key from `first` to before `end`. Keys inserted into the batch later stay.
+    fn remove(&self, batch: &mut Batch, first: &[u8], end: &[u8]) -> Result<(), StoreError> {
+        for key in self.tree.range(first..end).keys() {
+            batch.remove(key.map_err(|e| StoreError::Write(e.to_string()))?);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
+        self.tree.apply_batch(batch).map_err(|e| StoreError::Write(e.to_string()))?;
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.db.flush().map_err(|e| StoreError::Write(e.to_string()))?;
+        self.log_file.sync_data().map_err(|e| StoreError::Write(e.to_string()))
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, StoreError> {
+        self.tree.get(key).map_err(|e| self.damaged(e))
+    }
+
+    fn read_hard_state(&self) -> Result<HardState, StoreError> {
+        let Some(bytes) = self.get(HARD_STATE)? else { return Ok(HardState::default()) };
+        let record = v1::StoredHardState::decode(&*bytes).map_err(|e| self.damaged(e))?;
+        Ok(HardState { term: record.term, vote: record.vote, commit: record.commit })
+    }
+
+    fn read_snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        let Some(bytes) = self.get(SNAPSHOT)? else { return Ok(None) };
+        let record = v1::StoredSnapshot::decode(&*bytes).map_err(|e| self.damaged(e))?;
+        let mut data = Vec::new();
+        for item in self.tree.scan_prefix([SNAPSHOT_DATA]) {
+            data.extend_from_slice(&item.map_err(|e| self.damaged(e))?.1);
+        }
+        let whole = data.len() as u64 == record.data_bytes;
+        if !whole || Sha256::digest(&data)[..] != record.data_sha256[..] {
+            return Err(self.damaged("the snapshot's data does not fit its hash"));
+        }
+        let membership = record.membership.ok_or_else(|| self.damaged("the snapshot has no members"))?;
+        Ok(Some(Snapshot {
+            index: record.index,
+            term: record.term,
+            membership: wire::membership_from(membership),
+            data: data.into(),
+        }))
+    }
+
+    fn read_entries(&self) -> Result<Vec<LogEntry>, StoreError> {
+        let mut joined = Vec::<(u64, Vec<u8>)>::new();
+        for item in self.tree.scan_prefix([ENTRY]) {
+            let (key, value) = item.map_err(|e| self.damaged(e))?;
+            let index = parts::number(&key).ok_or_else(|| self.damaged("a key has another form"))?;
+            match joined.last_mut() {
+                Some((last, bytes)) if *last == index => bytes.extend_from_slice(&value),
+                _ => joined.push((index, value.to_vec())),
+            }
+        }
+        joined
+            .into_iter()
+            .map(|(index, bytes)| {
+                let entry = v1::RaftEntry::decode(Bytes::from(bytes)).map_err(|e| self.damaged(e))?;
+                if entry.index != index {
+                    return Err(self.damaged(format_args!("entry {} lies at {index}", entry.index)));
+                }
+                Ok(wire::entry_from(entry))
+            })
+            .collect()
+    }
+
+    fn damaged(&self, reason: impl std::fmt::Display) -> StoreError {
+        StoreError::Damaged { path: self.path.clone(), reason: reason.to_string() }
+    }
+}
+
+/// Opens sled. Its threads hold the lock for a moment after a former owner in this process let go; no other process
+/// can have it, since the data directory has a lock of its own.
+fn open_db(config: &sled::Config) -> sled::Result<sled::Db> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("acquire lock") && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+use std::fs;
+
+use p2p_common::{KeyHash, NodeId, NodeKind};
+use p2p_server_raft::{COMMAND_BYTES_MAX, EntryKind, Membership, founding_write};
+use uuid::Uuid;
+
+use super::*;
+
+fn entry(index: u64, term: u64, data: impl Into<Bytes>) -> LogEntry {
+    LogEntry { index, term, kind: EntryKind::Normal, data: data.into(), context: Bytes::new() }
+}
+
+fn persist(entries: Vec<LogEntry>, term: u64, commit: u64) -> Persist {
+    Persist { number: 1, snapshot: None, entries, hard_state: HardState { term, vote: 1, commit } }
+}
+
+fn origin() -> Origin {
+    let member = Member {
+        id: NodeId::new(NodeKind::Server, Uuid::from_u128(1)),
+        name: "s1".into(),
+        addresses: vec!["127.0.0.1:7401".parse().unwrap()],
+        zone: String::new(),
+        raft_id: 1,
+        key_hash: KeyHash([1; 32]),
+    };
+    Origin { raft_id: 2, members: vec![member] }
+}
+
+fn founded(path: &Path) -> Store {
+    let mut store = Store::open(path).unwrap();
+    let founding = founding_write(1, Bytes::from_static(b"state"));
+    store.begin(&Origin { raft_id: 1, members: Vec::new() }, Some(&founding)).unwrap();
+    store
+}
+
+fn load(path: &Path) -> Stored {
+    Store::open(path).unwrap().load().unwrap().expect("it was begun")
+}
+
+/// Copies a store as a crash at this moment would leave it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for item in fs::read_dir(from).unwrap() {
+        let item = item.unwrap();
+        let to = to.join(item.file_name());
+        if item.path().is_dir() {
+            copy(&item.path(), &to);
+        } else {
+            fs::copy(item.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_new_store_is_empty_and_keeps_where_it_came_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut store = Store::open(&path).unwrap();
+    assert!(store.load().unwrap().is_none());
+    store.begin(&origin(), None).unwrap();
+    drop(store);
+    let stored = load(&path);
+    assert_eq!(stored.origin, origin());
+    assert_eq!(stored.loaded, Loaded::default());
+}
+
+#[test]
+fn every_step_is_there_after_opening_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let store = founded(&path);
+    drop(store);
+    let mut expected = load(&path).loaded;
+    assert_eq!(expected.snapshot.as_ref().map(|s| (s.index, s.term)), Some((1, 1)));
+
+    let steps = [
+        persist(vec![entry(2, 1, ""), entry(3, 1, "a")], 1, 1),
+        // A conflicting suffix is cut off.
+        persist(vec![entry(3, 2, "b")], 2, 2),
+        persist(vec![], 3, 3),
+        // Longer than a part, shorter than a part again at the same index.
+        persist(vec![entry(4, 3, vec![7; COMMAND_BYTES_MAX]), entry(5, 3, "c")], 3, 3),
+        persist(vec![entry(4, 4, "d")], 4, 3),
+    ];
+    for step in steps {
+        let mut store = Store::open(&path).unwrap();
+        store.persist(&step).unwrap();
+        drop(store);
+        if let Some(first) = step.entries.first() {
+            expected.entries.retain(|entry| entry.index < first.index);
+        }
+        expected.entries.extend(step.entries);
+        expected.hard_state = step.hard_state;
+        assert_eq!(load(&path).loaded, expected);
+    }
+
+    let mut store = Store::open(&path).unwrap();
+    let snapshot = Snapshot {
+        index: 3,
+        term: 2,
+        membership: Membership::sole_voter(1),
+        data: vec![9; 3 * parts::PART_BYTES + 5].into(),
+    };
+    store.compact(&Compaction { snapshot: snapshot.clone(), first_kept: 3 }).unwrap();
+    store.raise_commit(4).unwrap();
+    store.raise_commit(2).unwrap();
+    drop(store);
+    let loaded = load(&path).loaded;
+    assert_eq!(loaded.snapshot, Some(snapshot));
+    assert_eq!(loaded.entries.iter().map(|e| e.index).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(loaded.hard_state.commit, 4);
+
+    // A snapshot from the leader replaces everything; a shorter one leaves no part of the longer.
+    let mut store = Store::open(&path).unwrap();
+    let received =
+        Snapshot { index: 9, term: 5, membership: Membership::sole_voter(1), data: Bytes::from_static(b"s") };
+    let step = Persist { snapshot: Some(received.clone()), ..persist(vec![], 5, 9) };
+    store.persist(&step).unwrap();
+    drop(store);
+    let loaded = load(&path).loaded;
+    assert_eq!(loaded.snapshot, Some(received));
+    assert_eq!(loaded.entries, []);
+}
+
+#[test]
+fn a_torn_write_leaves_the_step_before_or_the_step_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut store = founded(&path);
+    store.persist(&persist(vec![entry(2, 1, ""), entry(3, 1, "acknowledged")], 1, 1)).unwrap();
+    let before_dir = dir.path().join("before");
+    copy(&path, &before_dir);
+    let before = load(&before_dir).loaded;
+
+    let many = (4..12).map(|index| entry(index, 2, vec![index as u8; 3_000])).collect();
+    let step = persist(many, 2, 3);
+    store.persist(&step).unwrap();
+    let after_dir = dir.path().join("after");
+    copy(&path, &after_dir);
+    let new = fs::read(after_dir.join("db")).unwrap();
+    let after = load(&after_dir).loaded;
+    let old = fs::read(before_dir.join("db")).unwrap();
+    // What the second write changed, cut at many places: the rest is as it was before, or zeros beyond its end.
+    let first = new.iter().zip(old.iter().chain(std::iter::repeat(&0))).position(|(n, o)| n != o).unwrap();
+    let last = new.iter().rposition(|byte| *byte != 0).unwrap();
+    for cut in (first..last).step_by(((last - first) / 24).max(1)) {
+        let torn = dir.path().join(format!("torn-{cut}"));
+        copy(&before_dir, &torn);
+        let mut bytes = new[..cut].to_vec();
+        bytes.extend(old.get(cut..).unwrap_or_default());
+        bytes.resize(new.len(), 0);
+        fs::write(torn.join("db"), bytes).unwrap();
+        let loaded = load(&torn).loaded;
+        assert!(loaded == before || loaded == after, "a mix after a cut at {cut}: {loaded:?}");
+    }
+}
+
+#[test]
+fn nothing_goes_into_files_that_are_never_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut store = founded(&path);
+    for index in 2..80 {
+        let command = vec![index as u8; COMMAND_BYTES_MAX];
+        store.persist(&persist(vec![entry(index, 1, command)], 1, index - 1)).unwrap();
+    }
+    let snapshot =
+        Snapshot { index: 70, term: 1, membership: Membership::sole_voter(1), data: vec![3; 2 << 20].into() };
+    store.compact(&Compaction { snapshot, first_kept: 60 }).unwrap();
+    drop(store);
+    assert_eq!(load(&path).loaded.entries.len(), 20);
+    let blobs = fs::read_dir(path.join("blobs")).map(|items| items.count()).unwrap_or_default();
+    assert_eq!(blobs, 0);
+}
+
+#[test]
+fn a_damaged_store_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    drop(founded(&path));
+    fs::write(path.join("conf"), b"not a configuration").unwrap();
+    let before = fs::read(path.join("db")).unwrap();
+    let refused = Store::open(&path).unwrap_err().to_string();
+    assert!(refused.contains("neither votes nor writes until you act"), "{refused}");
+    assert_eq!(fs::read(path.join("db")).unwrap(), before);
+}
+
+#[test]
+fn a_lost_part_of_the_snapshot_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let store = founded(&path);
+    store.tree.remove(parts::long_key(SNAPSHOT_DATA, 0)).unwrap();
+    assert!(matches!(store.load(), Err(StoreError::Damaged { .. })));
+    store.tree.remove(ORIGIN).unwrap();
+    assert!(matches!(store.load(), Err(StoreError::Damaged { .. })));
+}

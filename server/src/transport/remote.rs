@@ -1,0 +1,305 @@
+//! The task of one remote Server: dials it, keeps a stream to it, dials again.
+//!
+//! ```text
+//! dialling ──taken──► connected ──broken──► dialling at once ──refused──► gone: raft is told
+//!    ▲                                         │
+//!    └────── rest: 50 ms to 1 s, jittered ◄────┘
+//! ```
+//!
+//! While it is not connected, messages are dropped and reported: raft sends what is still needed.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::addr::HostPort;
+use p2p_common::member::{Member, RaftId};
+use p2p_proto::{convert, v1};
+use p2p_runtime::clock::unix_now;
+use p2p_runtime::grpc::{self, ChannelParams, Connection};
+use p2p_runtime::tls::{Connector, Expect};
+use p2p_server_raft::{Message, MessageKind};
+use prost::Message as _;
+use slog::{Logger, debug, info};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::{BATCH_BYTES, RemoteStatus, Shared, snapshot};
+use crate::raft::wire;
+
+/// Between two attempts: at most 20 a second, at least one.
+const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Batches between this task and HTTP/2: enough to keep the connection busy, little enough that a slow remote
+/// fills the queue, which counts, and not this.
+const BATCHES: usize = 16;
+/// Messages taken from the queue at once.
+const MESSAGES: usize = 256;
+
+/// The task. See the module.
+pub(super) struct RemoteTask {
+    pub shared: Arc<Shared>,
+    pub member: watch::Receiver<Member>,
+    pub messages: mpsc::Receiver<Message>,
+    pub status: watch::Sender<RemoteStatus>,
+    pub channel: watch::Sender<Option<Channel>>,
+    pub stop: CancellationToken,
+    pub log: Logger,
+}
+
+/// Why a stream ended.
+enum Ended {
+    /// The process stops, or the remote left table C.
+    Stopped,
+    /// Anything else.
+    Broken(String),
+}
+
+impl RemoteTask {
+    pub(super) async fn run(mut self) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            () = self.keep_connected() => {}
+            () = stop.cancelled() => {}
+        }
+        self.channel.send_replace(None);
+        let raft_id = self.member.borrow().raft_id;
+        self.shared.connect(raft_id, false);
+    }
+
+    async fn keep_connected(&mut self) {
+        let (mut rest, mut next_address) = (REST.0, 0);
+        // Set by a stream that broke: a refusal right after it is evidence.
+        let mut just_broke = false;
+        loop {
+            let member = self.member.borrow_and_update().clone();
+            let raft_id = member.raft_id;
+            let address = member.addresses[next_address % member.addresses.len().max(1)].clone();
+            let opened = Box::pin(self.open(&member, &address));
+            let opened = Self::dropping(&mut self.messages, &self.shared, raft_id, opened).await;
+            let reason = match opened {
+                Ok((connection, stream)) => {
+                    rest = REST.0;
+                    match self.stream(raft_id, &address, connection, stream).await {
+                        Ended::Stopped => return,
+                        Ended::Broken(reason) => {
+                            self.shared.mailbox.unreachable(raft_id);
+                            self.show(false, reason);
+                            just_broke = true;
+                            continue;
+                        }
+                    }
+                }
+                Err(failed) => {
+                    if failed.refused && just_broke {
+                        self.shared.mailbox.gone(raft_id);
+                    }
+                    failed.reason
+                }
+            };
+            just_broke = false;
+            next_address += 1;
+            self.show(false, reason);
+            let wait = tokio::time::sleep(rest.mul_f64(rand::random_range(0.5..1.5)));
+            Self::dropping(&mut self.messages, &self.shared, raft_id, wait).await;
+            rest = (rest * 2).min(REST.1);
+        }
+    }
+
+    /// Waits for `future`; messages that come meanwhile are dropped.
+    async fn dropping<T>(
+        messages: &mut mpsc::Receiver<Message>,
+        shared: &Shared,
+        raft_id: RaftId,
+        future: impl Future<Output = T>,
+    ) -> T {
+        let mut future = pin!(future);
+        loop {
+            tokio::select! {
+                done = &mut future => return done,
+                Some(message) = messages.recv() => shared.dropped(raft_id, message.kind),
+            }
+        }
+    }
+
+    /// Dials and opens the stream; done when the remote has taken it.
+    fn open(
+        &self,
+        member: &Member,
+        address: &HostPort,
+    ) -> impl Future<Output = Result<Opened, OpenFailed>> + use<> {
+        let expect = Expect::Node { id: member.id, key_hash: Some(member.key_hash) };
+        let connector = Connector::node(Arc::clone(&self.shared.myself.credentials), expect);
+        let hello = convert::hello_to(&self.shared.myself.hello(Some(member.id)));
+        let address = address.clone();
+        async move {
+            let connection = grpc::connect(&connector, &address, &channel_params())
+                .await
+                .map_err(|e| OpenFailed { refused: e.is_refused(), reason: e.to_string() })?;
+            let (batches, rx) = mpsc::channel(BATCHES);
+            let first = v1::RaftBatch { hello: Some(hello), messages: Vec::new() };
+            batches.try_send(first).expect("the channel is new");
+            let mut client = v1::raft_client::RaftClient::new(connection.channel.clone());
+            let taken = client.stream(ReceiverStream::new(rx));
+            let replies = match tokio::time::timeout(OPEN_TIMEOUT, taken).await {
+                Ok(Ok(reply)) => reply.into_inner(),
+                Ok(Err(status)) => {
+                    return Err(OpenFailed { refused: false, reason: status.message().to_owned() });
+                }
+                Err(_) => {
+                    return Err(OpenFailed {
+                        refused: false,
+                        reason: "the stream was not taken in time".into(),
+                    });
+                }
+            };
+            Ok((connection, Stream { batches, replies }))
+        }
+    }
+
+    async fn stream(
+        &mut self,
+        raft_id: RaftId,
+        address: &HostPort,
+        connection: Connection,
+        mut stream: Stream,
+    ) -> Ended {
+        info!(self.log, "connected to server"; "address" => %address);
+        self.channel.send_replace(Some(connection.channel.clone()));
+        self.show(true, String::new());
+        self.shared.connect(raft_id, true);
+        let ended = self.pump(raft_id, address, &mut stream).await;
+        self.shared.connect(raft_id, false);
+        self.channel.send_replace(None);
+        ended
+    }
+
+    async fn pump(&mut self, raft_id: RaftId, address: &HostPort, stream: &mut Stream) -> Ended {
+        let Stream { batches, replies } = stream;
+        let mut taken = Vec::with_capacity(MESSAGES);
+        loop {
+            tokio::select! {
+                count = self.messages.recv_many(&mut taken, MESSAGES) => {
+                    if count == 0 {
+                        return Ended::Stopped;
+                    }
+                    for batch in self.batches(raft_id, taken.drain(..)) {
+                        tokio::select! {
+                            sent = batches.send(batch) => if sent.is_err() {
+                                return Ended::Broken("the stream broke".to_owned());
+                            },
+                            ended = ended(replies) => return ended,
+                        }
+                    }
+                }
+                ended = ended(replies) => return ended,
+                changed = self.member.changed() => {
+                    if changed.is_err() {
+                        return Ended::Stopped;
+                    }
+                    if !self.member.borrow_and_update().addresses.contains(address) {
+                        return Ended::Broken("it has other addresses now".to_owned());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Packs messages in order; snapshots go their own way.
+    fn batches(&self, raft_id: RaftId, messages: impl Iterator<Item = Message>) -> Vec<v1::RaftBatch> {
+        let mut batches = vec![v1::RaftBatch::default()];
+        let mut bytes = 0;
+        for message in messages {
+            self.shared.metrics.sent.inc();
+            if message.kind == MessageKind::Snapshot {
+                self.send_snapshot(raft_id, message);
+                continue;
+            }
+            let message = wire::message_to(message);
+            let length = message.encoded_len();
+            if bytes > 0 && bytes + length > BATCH_BYTES {
+                batches.push(v1::RaftBatch::default());
+                bytes = 0;
+            }
+            bytes += length;
+            batches.last_mut().expect("never empty").messages.push(message);
+        }
+        batches.retain(|batch| !batch.messages.is_empty());
+        batches
+    }
+
+    /// In a task of its own; raft sends no second one before this one is reported.
+    fn send_snapshot(&self, raft_id: RaftId, message: Message) {
+        let (shared, log) = (Arc::clone(&self.shared), self.log.clone());
+        let (member, stop) = (self.member.borrow().clone(), self.stop.clone());
+        tokio::spawn(async move {
+            let sent = tokio::select! {
+                sent = snapshot::send(&shared.myself, &member, message) => sent,
+                () = stop.cancelled() => Err("stopped".to_owned()),
+            };
+            match &sent {
+                Ok(bytes) => info!(log, "snapshot sent"; "bytes" => bytes),
+                Err(reason) => info!(log, "snapshot not sent"; "reason" => reason),
+            }
+            shared.mailbox.snapshot_report(raft_id, sent.is_ok());
+        });
+    }
+
+    /// Publishes the state; logged on change only.
+    fn show(&self, connected: bool, reason: String) {
+        self.status.send_if_modified(|status| {
+            if status.connected == connected && status.reason == reason {
+                return false;
+            }
+            if status.connected {
+                info!(self.log, "connection to server lost"; "reason" => &reason);
+            } else if !connected {
+                debug!(self.log, "no connection to server"; "reason" => &reason);
+            }
+            let since = if status.connected == connected { status.since } else { unix_now() };
+            *status = RemoteStatus { connected, since, reason };
+            true
+        });
+    }
+}
+
+/// The answer to a stream takes a round trip; the remote waits for nothing.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A silent remote is noticed after 4 s, a dial given up after 2 s: raft elects in 1 s, and whoever comes back
+/// should not wait for a dial begun long before.
+fn channel_params() -> ChannelParams {
+    ChannelParams {
+        dial_timeout: Duration::from_secs(2),
+        keepalive_interval: Duration::from_secs(2),
+        keepalive_timeout: Duration::from_secs(2),
+        stream_window_bytes: 4 << 20,
+        connection_window_bytes: 8 << 20,
+    }
+}
+
+type Opened = (Connection, Stream);
+
+struct OpenFailed {
+    /// Nobody listens there.
+    refused: bool,
+    reason: String,
+}
+
+struct Stream {
+    batches: mpsc::Sender<v1::RaftBatch>,
+    replies: tonic::Streaming<v1::RaftStreamReply>,
+}
+
+/// Waits for the remote to end its stream. Cancel safe.
+async fn ended(replies: &mut tonic::Streaming<v1::RaftStreamReply>) -> Ended {
+    loop {
+        match replies.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ended::Broken("the other server ended the stream".to_owned()),
+            Err(status) => return Ended::Broken(status.message().to_owned()),
+        }
+    }
+}
