@@ -9,7 +9,7 @@ mod store;
 pub use node::{
     entry_from, entry_to, hello_from, hello_to, link_from, link_to, links_from, master_from, master_to,
     member_from, member_role_from, member_role_to, member_table_from, member_table_to, member_to,
-    net_info_from, net_info_to, offer_from, offer_to, report_from, report_to,
+    net_info_from, net_info_to, offer_from, offer_to, push_from, push_to, report_from, report_to,
 };
 pub use store::{
     decode_command, decode_outcome, decode_state, encode_command, encode_outcome, encode_state,

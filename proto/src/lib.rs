@@ -4,6 +4,7 @@
 //! Nothing past [`convert`] sees a generated type where a validated one exists.
 
 pub mod convert;
+pub mod status;
 
 /// Generated from `p2p/v1/*.proto`; documented there.
 #[allow(missing_docs, clippy::all)]

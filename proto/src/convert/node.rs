@@ -1,12 +1,15 @@
-//! What nodes say of themselves and of each other: hello, members, reports, links.
+//! What nodes say of themselves and of each other: hello, members, reports, pushes, links.
+
+use std::sync::Arc;
 
 use p2p_common::addr::{Candidate, CandidateKind, HostPort, NetInfo};
 use p2p_common::link::{LINKS_PER_REPORT_MAX, LinkRow, PathKind, REASON_MAX_BYTES};
 use p2p_common::member::{MEMBERS_MAX, MasterTitle, Member, MemberRole};
-use p2p_common::push::{PeerEntry, PeerReport};
+use p2p_common::push::{PeerEntry, PeerPush, PeerReport};
+use p2p_common::revision::{Delta, Piece, Push};
 use p2p_common::service::{SERVICES_PER_PEER_MAX, ServiceOffer, Visibility};
 use p2p_common::wire::Hello;
-use p2p_common::{Epoch, NodeKind, UnixMs};
+use p2p_common::{Epoch, NodeId, NodeKind, UnixMs};
 
 use super::{ConvertError, addresses, bounded, id_of, key_hash, name, parse, required};
 use crate::v1;
@@ -296,6 +299,54 @@ pub fn entry_from(entry: v1::PeerEntry) -> Result<PeerEntry, ConvertError> {
     })
 }
 
+/// The wire form of a push of table E.
+pub fn push_to(push: &PeerPush) -> v1::PeerPush {
+    let entries = |entries: &[(NodeId, Arc<PeerEntry>)]| entries.iter().map(|(_, e)| entry_to(e)).collect();
+    match push {
+        Push::Snapshot(piece) => v1::PeerPush {
+            revision: piece.revision,
+            previous: 0,
+            snapshot: true,
+            first: piece.first,
+            done: piece.done,
+            changed: entries(&piece.entries),
+            removed: Vec::new(),
+        },
+        Push::Delta(delta) => v1::PeerPush {
+            revision: delta.revision,
+            previous: delta.previous,
+            snapshot: false,
+            first: false,
+            done: false,
+            changed: entries(&delta.changed),
+            removed: delta.removed.iter().map(ToString::to_string).collect(),
+        },
+    }
+}
+
+/// A received push of table E. Its size is bounded by what the transport takes in one message.
+///
+/// # Errors
+/// When an entry is malformed, or a snapshot removes something.
+pub fn push_from(push: v1::PeerPush) -> Result<PeerPush, ConvertError> {
+    let entry = |entry| entry_from(entry).map(|entry| (entry.id, Arc::new(entry)));
+    let changed: Vec<_> = push.changed.into_iter().map(entry).collect::<Result<_, _>>()?;
+    if push.snapshot {
+        if !push.removed.is_empty() {
+            return Err(ConvertError::new("removed", "a snapshot removes nothing"));
+        }
+        let (revision, first, done) = (push.revision, push.first, push.done);
+        return Ok(Push::Snapshot(Piece { revision, first, done, entries: changed }));
+    }
+    let removed = push.removed.iter().map(|id| id_of(NodeKind::Peer, id, "removed"));
+    Ok(Push::Delta(Delta {
+        previous: push.previous,
+        revision: push.revision,
+        changed,
+        removed: removed.collect::<Result<_, _>>()?,
+    }))
+}
+
 /// The wire form of a row of table F.
 pub fn link_to(link: &LinkRow) -> v1::Link {
     let path = match link.path {
@@ -362,7 +413,7 @@ pub fn links_from(links: Vec<v1::Link>) -> Result<Vec<LinkRow>, ConvertError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2p_common::{ClusterId, Incarnation, KeyHash, NodeId};
+    use p2p_common::{ClusterId, Incarnation, KeyHash};
     use uuid::Uuid;
 
     fn entry() -> PeerEntry {
@@ -407,6 +458,22 @@ mod tests {
         assert_eq!(entry_from(entry_to(&entry)), Ok(entry.clone()));
         assert_eq!(report_from(Some(report_to(&entry.report))), Ok(entry.report));
         assert!(report_from(None).is_err());
+    }
+
+    #[test]
+    fn pushes_come_back() {
+        let entries = vec![(entry().id, Arc::new(entry()))];
+        let piece = Piece { revision: 7, first: true, done: false, entries: entries.clone() };
+        let gone = NodeId::new(NodeKind::Peer, Uuid::from_u128(9));
+        let delta = Delta { previous: 7, revision: 9, changed: entries, removed: vec![gone] };
+        for push in [Push::Snapshot(piece), Push::Delta(delta)] {
+            assert_eq!(push_from(push_to(&push)), Ok(push));
+        }
+        let good = v1::PeerPush { removed: vec![gone.to_string()], ..v1::PeerPush::default() };
+        assert!(push_from(good.clone()).is_ok());
+        assert!(push_from(v1::PeerPush { snapshot: true, ..good.clone() }).is_err());
+        let server = NodeId::new(NodeKind::Server, Uuid::from_u128(9));
+        assert!(push_from(v1::PeerPush { removed: vec![server.to_string()], ..good }).is_err());
     }
 
     #[test]
