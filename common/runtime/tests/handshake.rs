@@ -13,13 +13,13 @@ use p2p_runtime::tls::{
     ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, AcceptError, ConnectError, Connector, Credentials, Expect, Face,
     HANDSHAKE_TIMEOUT, Prefixed, ServerTls,
 };
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, HandshakeKind, RootCertStore, SignatureScheme};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
+use world::stranger::stranger;
 use world::{CLUSTER, Node, OTHER_CLUSTER, TIMEOUT, address, ca, enrolment, meet, peer_id, server_id};
 
 const DAY_MS: u64 = 86_400_000;
@@ -30,63 +30,6 @@ fn exactly(node: &Node) -> Expect {
 
 fn days_ago(days: u64) -> UnixMs {
     UnixMs(unix_now().0 - days * DAY_MS)
-}
-
-/// A client that takes any server and shows no certificate: what anybody can write.
-#[derive(Debug)]
-struct TakesAny;
-
-impl ServerCertVerifier for TakesAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-type Bare = std::io::Result<tokio_rustls::client::TlsStream<DuplexStream>>;
-
-/// A stranger's client against `server`.
-async fn stranger(
-    server: &ServerTls,
-    alpn: &[&[u8]],
-    version: &'static rustls::SupportedProtocolVersion,
-) -> (Bare, world::Server) {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[version])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TakesAny))
-        .with_no_client_auth();
-    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    let (near, far) = tokio::io::duplex(64 * 1024);
-    let connect =
-        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), near);
-    tokio::join!(connect, server.accept(far))
 }
 
 #[tokio::test]

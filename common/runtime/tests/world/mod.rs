@@ -1,6 +1,8 @@
 //! A cluster's trust in miniature: CAs, nodes with certificates, and handshakes over in-memory streams.
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod stranger;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,137 +1,19 @@
 //! The driving contract, output by output: one core, its shell the test.
 
+mod driver;
+mod hostile;
+
 use bytes::Bytes;
 use p2p_server_raft::{
-    COMMAND_BYTES_MAX, Committed, CommittedKind, EntryKind, HardState, Loaded, LogEntry, Membership,
-    MembershipChange, Message, MessageKind, MessageRefused, Output, Persist, ProposalFailure, ProposalToken,
-    RaftConfig, RaftCore, ReadFailure, ReadToken, Role, Snapshot, StartRefused, founding_write,
+    COMMAND_BYTES_MAX, CommittedKind, HardState, Loaded, LogEntry, Membership, MembershipChange, Message,
+    MessageKind, Output, Persist, ProposalFailure, ProposalToken, RaftConfig, RaftCore, ReadFailure,
+    ReadToken, Role, Snapshot, StartRefused, founding_write,
 };
-use proptest::prelude::*;
 
-const STATE: Bytes = Bytes::from_static(b"state");
-
-fn logger() -> slog::Logger {
-    slog::Logger::root(slog::Discard, slog::o!())
-}
-
-fn voters(ids: &[u64]) -> Membership {
-    Membership { voters: ids.iter().copied().collect(), ..Membership::default() }
-}
-
-fn loaded(membership: Membership) -> Loaded {
-    Loaded {
-        hard_state: HardState { term: 1, vote: 0, commit: 1 },
-        snapshot: Some(Snapshot { index: 1, term: 1, membership, data: STATE }),
-        entries: Vec::new(),
-        applied: None,
-    }
-}
-
-fn core(id: u64, loaded: Loaded) -> RaftCore {
-    RaftCore::new(RaftConfig::new(id, 1), loaded, logger()).unwrap()
-}
-
-/// Does what is asked, with a disk that needs no time.
-fn drain(core: &mut RaftCore) -> Vec<Output> {
-    let mut outputs = Vec::new();
-    while let Some(output) = core.poll_output() {
-        if let Output::Persist(persist) = &output {
-            core.handle_persisted(persist.number);
-        }
-        outputs.push(output);
-    }
-    outputs
-}
-
-fn leading_founder() -> RaftCore {
-    let Persist { snapshot, hard_state, entries, .. } = founding_write(1, STATE);
-    let mut core = core(1, Loaded { hard_state, snapshot, entries, applied: None });
-    drain(&mut core);
-    assert!(core.status().leader_ready);
-    core
-}
-
-/// Node 2 of three, following node 1 in term 2, with entries up to index 4, of which 3 are committed.
-fn follower() -> RaftCore {
-    let mut core = core(2, loaded(voters(&[1, 2, 3])));
-    drain(&mut core);
-    core.handle_message(&append(2, 1, 1, &[(2, 2), (3, 2), (4, 2)], 3)).unwrap();
-    drain(&mut core);
-    assert_eq!((core.applied(), core.status().leader), (3, Some(1)));
-    core
-}
-
-fn message(kind: MessageKind, term: u64) -> Message {
-    Message {
-        kind,
-        from: 1,
-        to: 2,
-        term,
-        log_term: 0,
-        index: 0,
-        entries: Vec::new(),
-        commit: 0,
-        commit_term: 0,
-        snapshot: None,
-        reject: false,
-        reject_hint: 0,
-        context: Bytes::new(),
-    }
-}
-
-/// Node 2 of three, leading in term 2.
-fn leader() -> RaftCore {
-    let mut core = core(2, loaded(voters(&[1, 2, 3])));
-    elect(&mut core);
-    core
-}
-
-/// Nodes 1 and 3 vote for node 2, in term 2.
-fn elect(core: &mut RaftCore) {
-    for _ in 0..20 {
-        core.handle_tick();
-        drain(core);
-    }
-    for kind in [MessageKind::PreVoteResponse, MessageKind::VoteResponse] {
-        for from in [1, 3] {
-            core.handle_message(&Message { from, ..message(kind, 2) }).unwrap();
-        }
-        drain(core);
-    }
-    assert_eq!(core.status().role, Role::Leader);
-}
-
-fn entry(index: u64, term: u64) -> LogEntry {
-    let data = Bytes::from(format!("{index}.{term}"));
-    LogEntry { index, term, kind: EntryKind::Normal, data, context: Bytes::new() }
-}
-
-fn append(term: u64, index: u64, log_term: u64, entries: &[(u64, u64)], commit: u64) -> Message {
-    let entries = entries.iter().map(|(index, term)| entry(*index, *term)).collect();
-    Message { index, log_term, entries, commit, ..message(MessageKind::Append, term) }
-}
-
-fn applied(outputs: &[Output]) -> Vec<Committed> {
-    let apply = |output: &Output| match output {
-        Output::Apply(committed) => committed.clone(),
-        _ => Vec::new(),
-    };
-    outputs.iter().flat_map(apply).collect()
-}
-
-fn failures(outputs: &[Output]) -> Vec<(u64, ProposalFailure)> {
-    let failure = |output: &Output| match output {
-        Output::ProposalFailed { token, failure } => Some((token.0, failure.clone())),
-        _ => None,
-    };
-    outputs.iter().filter_map(failure).collect()
-}
-
-#[test]
-fn a_core_can_move_to_a_thread_of_its_own() {
-    fn is_send<T: Send>() {}
-    is_send::<RaftCore>();
-}
+use driver::{
+    STATE, append, applied, core, drain, elect, entry, failures, follower, leading_founder, loaded, logger,
+    matched, message, obey, voters,
+};
 
 #[test]
 fn a_founder_installs_its_first_state_and_leads() {
@@ -362,13 +244,6 @@ fn snapshots_are_taken_by_count_and_the_log_shrinks() {
     assert_eq!(applied(&outputs).iter().map(|c| c.index).collect::<Vec<_>>(), [12, 13, 14, 15]);
 }
 
-/// What `from` answers to appends up to `index`.
-fn matched(core: &mut RaftCore, from: u64, to: u64, term: u64, index: u64) -> Vec<Output> {
-    let answer = Message { from, to, index, ..message(MessageKind::AppendResponse, term) };
-    core.handle_message(&answer).unwrap();
-    drain(core)
-}
-
 #[test]
 fn a_leader_without_a_vote_hands_over_and_confirms_no_read() {
     let mut core = core(1, loaded(Membership { learners: [2].into(), ..voters(&[1]) }));
@@ -429,43 +304,6 @@ fn an_old_joint_configuration_is_left_by_hand() {
     assert_eq!(*core.membership(), voters(&[2, 3]));
 }
 
-/// Followers do what `leader` tells them until it has nothing more to say.
-fn obey(leader: &mut RaftCore) {
-    loop {
-        let outputs = drain(leader);
-        let sent = outputs.into_iter().filter_map(|output| match output {
-            Output::Send(messages) => Some(messages),
-            _ => None,
-        });
-        let mut answers = Vec::new();
-        for told in sent.flatten() {
-            let Message { from: to, to: from, .. } = told;
-            let index = told.index + told.entries.len() as u64;
-            match told.kind {
-                MessageKind::Append => {
-                    answers.push(Message {
-                        from,
-                        to,
-                        index,
-                        ..message(MessageKind::AppendResponse, told.term)
-                    });
-                }
-                MessageKind::Heartbeat => {
-                    answers.push(Message { from, to, ..message(MessageKind::HeartbeatResponse, told.term) });
-                }
-                _ => {}
-            }
-        }
-        if answers.is_empty() {
-            return;
-        }
-        for answer in answers {
-            // Who has just been removed is heard no more.
-            leader.handle_message(&answer).ok();
-        }
-    }
-}
-
 #[test]
 fn a_damaged_log_does_not_start() {
     let start = |change: &dyn Fn(&mut Loaded)| {
@@ -484,155 +322,4 @@ fn a_damaged_log_does_not_start() {
         loaded.applied = Some(p2p_server_raft::Applied { index: 9, membership: voters(&[1]) });
     }));
     assert!(damaged(&|loaded| loaded.snapshot.as_mut().unwrap().membership.learners = [1].into()));
-}
-
-#[test]
-fn evidence_of_a_lost_or_foreign_log_is_told() {
-    let mut core = follower();
-    let heartbeat = Message { commit: 7, ..message(MessageKind::Heartbeat, 2) };
-    assert_eq!(core.handle_message(&heartbeat), Err(MessageRefused::LogLost { known: 7, last: 4 }));
-    let membership = voters(&[1, 2, 3]);
-    let snapshot = Snapshot { index: 3, term: 1, membership, data: STATE };
-    let foreign = Message { snapshot: Some(snapshot), ..message(MessageKind::Snapshot, 2) };
-    assert_eq!(core.handle_message(&foreign), Err(MessageRefused::LogDiverged { from: 1, index: 3 }));
-    let foreign = append(3, 1, 1, &[(2, 3)], 2);
-    assert_eq!(core.handle_message(&foreign), Err(MessageRefused::LogDiverged { from: 1, index: 2 }));
-    assert_eq!(core.status().term, 2, "none changed anything");
-}
-
-#[test]
-fn senseless_messages_are_refused() {
-    let mut core = follower();
-    let refused = |core: &mut RaftCore, message: &Message| {
-        assert!(matches!(core.handle_message(message), Err(MessageRefused::Bad(_))), "{message:?}");
-    };
-    let good = append(2, 4, 2, &[(5, 2), (6, 2)], 4);
-    refused(&mut core, &Message { from: 0, ..good.clone() });
-    refused(&mut core, &Message { from: 2, ..good.clone() });
-    refused(&mut core, &Message { term: 0, ..good.clone() });
-    refused(&mut core, &Message { term: u64::MAX, ..good.clone() });
-    refused(&mut core, &Message { index: 3, ..good.clone() });
-    refused(&mut core, &append(2, 4, 2, &[(5, 2), (7, 2)], 4));
-    refused(&mut core, &append(2, 4, 2, &[(5, 2), (6, 1)], 4));
-    refused(&mut core, &append(2, 4, 2, &[(5, 3)], 4));
-    refused(&mut core, &Message { context: vec![0; 65].into(), ..good.clone() });
-    refused(&mut core, &Message { kind: MessageKind::Heartbeat, ..good.clone() });
-    refused(&mut core, &message(MessageKind::Snapshot, 2));
-    refused(&mut core, &message(MessageKind::ReadIndex, 0));
-    refused(&mut core, &message(MessageKind::ReadIndexResponse, 2));
-    let nobody = Snapshot { index: 9, term: 2, membership: Membership::default(), data: STATE };
-    refused(&mut core, &Message { snapshot: Some(nobody), ..message(MessageKind::Snapshot, 2) });
-    let stray = Message { to: 3, ..good.clone() };
-    assert_eq!(core.handle_message(&stray), Err(MessageRefused::NotForUs { to: 3, me: 2 }));
-    core.handle_message(&good).unwrap();
-}
-
-fn any_kind() -> impl Strategy<Value = MessageKind> {
-    use MessageKind::*;
-    prop::sample::select(vec![
-        Append,
-        AppendResponse,
-        Vote,
-        VoteResponse,
-        PreVote,
-        PreVoteResponse,
-        Snapshot,
-        Heartbeat,
-        HeartbeatResponse,
-        TimeoutNow,
-        ReadIndex,
-        ReadIndexResponse,
-    ])
-}
-
-/// Messages that look right enough to get past the first look.
-fn any_message() -> impl Strategy<Value = Message> {
-    let numbers = (0u64..5, 0u64..9, 0u64..9, 0u64..5, 0u64..9);
-    let entries = prop::collection::vec(1u64..5, 0..4);
-    let members = (prop::collection::btree_set(1u64..5, 0..4), prop::collection::btree_set(1u64..5, 0..2));
-    (any_kind(), 1u64..5, 0u64..6, numbers, entries, members, any::<bool>()).prop_map(
-        |(kind, from, term, (log_term, index, commit, commit_term, reject_hint), terms, members, reject)| {
-            let (voters, learners) = members;
-            let membership = Membership { voters, learners, ..Membership::default() };
-            let mut entries: Vec<_> =
-                (index + 1..).zip(&terms).map(|(index, term)| entry(index, *term)).collect();
-            match kind {
-                MessageKind::Append => {}
-                MessageKind::ReadIndex | MessageKind::ReadIndexResponse => entries = vec![entry(0, 0)],
-                _ => entries.clear(),
-            }
-            Message {
-                kind,
-                from,
-                to: 2,
-                term: if kind == MessageKind::ReadIndex { 0 } else { term },
-                log_term,
-                index,
-                entries,
-                commit,
-                commit_term,
-                snapshot: (kind == MessageKind::Snapshot).then_some(p2p_server_raft::Snapshot {
-                    index,
-                    term: log_term,
-                    membership,
-                    data: STATE,
-                }),
-                reject,
-                reject_hint,
-                context: if reject { Bytes::from_static(b"CampaignTransfer") } else { Bytes::new() },
-            }
-        },
-    )
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Message(Box<Message>),
-    Tick,
-    Written,
-    Propose,
-    Read,
-}
-
-fn any_step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => any_message().prop_map(|message| Step::Message(Box::new(message))),
-        3 => Just(Step::Tick),
-        3 => Just(Step::Written),
-        1 => Just(Step::Propose),
-        1 => Just(Step::Read),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Whatever authenticated but faulty or hostile members send: an error, never a panic.
-    #[test]
-    fn no_sequence_of_messages_panics(steps in prop::collection::vec(any_step(), 1..60), start in 0..3) {
-        let mut core = match start {
-            0 => core(2, Loaded::default()),
-            1 => follower(),
-            _ => leader(),
-        };
-        let mut writing = None;
-        for (number, step) in steps.into_iter().enumerate() {
-            match step {
-                Step::Message(message) => drop(core.handle_message(&message)),
-                Step::Tick => (0..5).for_each(|_| core.handle_tick()),
-                Step::Written => {
-                    if let Some(number) = writing.take() {
-                        core.handle_persisted(number);
-                    }
-                }
-                Step::Propose => core.handle_propose(ProposalToken(number as u64), STATE),
-                Step::Read => core.handle_read(ReadToken(number as u64)),
-            }
-            while let Some(output) = core.poll_output() {
-                if let Output::Persist(write) = output {
-                    writing = Some(write.number);
-                }
-            }
-        }
-    }
 }
