@@ -2,7 +2,7 @@
 
 use p2p_tests::repository_root;
 use p2p_tests::tidy::{
-    TextFile, Workspace, check_dependencies, check_links, check_sources, check_words, read_tree,
+    TextFile, Workspace, check_config, check_dependencies, check_links, check_sources, check_words, read_tree,
 };
 
 fn tree() -> Vec<TextFile> {
@@ -47,4 +47,12 @@ fn cores_share_one_set_of_bans() {
         let found = std::fs::read_to_string(root.join(core).join("clippy.toml")).unwrap_or_default();
         assert_eq!(found, bans, "{core}/clippy.toml is not the cores' file");
     }
+}
+
+#[test]
+fn example_configs_show_every_key_and_its_default() {
+    let tree = tree();
+    let example = |path: &str| tree.iter().find(|file| file.path == path).expect("the example exists");
+    let server = example("deploy/config/p2p-server.toml");
+    expect_none(check_config(server, p2p_server::config::RawConfig::validate));
 }
