@@ -1,7 +1,7 @@
 //! [`NodeIdentity`]: Id, name, key and, once enrolled, the certificate and what the node trusts.
 
 use p2p_common::member::Member;
-use p2p_common::{ClusterId, KeyHash, NodeId, NodeKind};
+use p2p_common::{ClusterId, Epoch, KeyHash, NodeId, NodeKind};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -99,6 +99,7 @@ pub struct NodeIdentity {
     name: String,
     key: NodeKey,
     enrolment: Option<Enrolment>,
+    epoch: Epoch,
 }
 
 const NODE_FILE: &str = "node.json";
@@ -113,6 +114,8 @@ struct NodeFile {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster_id: Option<String>,
+    #[serde(default)]
+    epoch: u64,
 }
 
 impl NodeIdentity {
@@ -173,7 +176,7 @@ impl NodeIdentity {
                 key
             }
         };
-        let identity = NodeIdentity { id, name, key, enrolment: None };
+        let identity = NodeIdentity { id, name, key, enrolment: None, epoch: Epoch(0) };
         identity.write_node_file(dir)?;
         Ok(identity)
     }
@@ -194,7 +197,8 @@ impl NodeIdentity {
         let node: NodeFile = serde_json::from_slice(&node).map_err(|e| damaged(NODE_FILE, e.to_string()))?;
         let id: NodeId = node.id.parse().map_err(|e: p2p_common::BadId| damaged(NODE_FILE, e.to_string()))?;
         let key = read_key(dir, &dir.read(KEY_FILE)?.ok_or_else(missing(KEY_FILE))?)?;
-        let mut identity = NodeIdentity { id, name: node.name, key, enrolment: None };
+        let mut identity =
+            NodeIdentity { id, name: node.name, key, enrolment: None, epoch: Epoch(node.epoch) };
         if let Some(cluster_id) = node.cluster_id {
             let cluster_id = cluster_id
                 .parse::<Uuid>()
@@ -227,6 +231,24 @@ impl NodeIdentity {
             self.enrolment = before;
         }
         written
+    }
+
+    /// The highest epoch this node has lived in; 0 before its first. A Peer begins with it after a restart,
+    /// when it has not heard a Server yet.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Keeps the epoch, durably. A lower one than before is not taken (SPEC C11).
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn keep_epoch(&mut self, dir: &DataDir, epoch: Epoch) -> Result<(), IdentityError> {
+        if epoch <= self.epoch {
+            return Ok(());
+        }
+        self.epoch = epoch;
+        self.write_node_file(dir)
     }
 
     /// The Id.
@@ -272,8 +294,9 @@ impl NodeIdentity {
             id: self.id.to_string(),
             name: self.name.clone(),
             cluster_id: self.enrolment.as_ref().map(|e| e.cluster_id.to_string()),
+            epoch: self.epoch.0,
         };
-        let mut json = serde_json::to_vec_pretty(&file).expect("three strings are always JSON");
+        let mut json = serde_json::to_vec_pretty(&file).expect("strings and a number are always JSON");
         json.push(b'\n');
         Ok(dir.write(NODE_FILE, &json, FileMode::Private)?)
     }
@@ -315,6 +338,17 @@ mod tests {
             certificate: ca.sign(&request, &grant).unwrap().certificate,
             trust: ca.trust(),
         }
+    }
+
+    #[test]
+    fn the_epoch_is_kept_and_never_lowered() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        let mut identity = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, None).unwrap();
+        assert_eq!(identity.epoch(), Epoch(0));
+        identity.keep_epoch(&dir, Epoch(3)).unwrap();
+        identity.keep_epoch(&dir, Epoch(2)).unwrap();
+        assert_eq!(NodeIdentity::load(dir.view()).unwrap().unwrap().epoch(), Epoch(3));
     }
 
     #[test]
