@@ -17,6 +17,8 @@ use p2p_runtime::shutdown::Shutdown;
 use p2p_runtime::{config, logger};
 use slog::{Logger, warn};
 
+pub(crate) use client::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
+
 use crate::config::{ENVIRONMENT_PREFIX, RawConfig, ServerConfig};
 
 /// A node of the server cluster: three or more elect a Master, introduce Peers to each other and help them

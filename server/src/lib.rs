@@ -1,7 +1,13 @@
 //! A node of the server cluster: raft, tables, introductions, gRPC.
 
+mod admission;
+mod api;
 pub mod cli;
 pub mod config;
+mod group;
 pub mod raft;
+mod server;
 pub mod store;
 pub mod transport;
+
+pub use server::run;

@@ -1,3 +1,7 @@
-//! Entry point of `p2p-server`.
+//! `p2p-server`: see the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    p2p_server::cli::main(p2p_server::run)
+}

@@ -26,7 +26,8 @@ use bytes::Bytes;
 use p2p_common::command::Outcome;
 use p2p_common::member::{Member, RaftId};
 use p2p_common::wire::{Hello, VERSIONS};
-use p2p_common::{Epoch, ErrorCode, Incarnation, NodeId, UnixMs};
+use p2p_common::{Epoch, Incarnation, NodeId, UnixMs};
+use p2p_proto::status::code_of;
 use p2p_proto::{convert, v1};
 use p2p_runtime::tls::Credentials;
 use p2p_server_raft::{Message, MessageKind};
@@ -291,10 +292,4 @@ impl Shared {
             self.mailbox.snapshot_report(to, false);
         }
     }
-}
-
-/// The stable code of a refusal; `None` when no Server of ours gave it.
-fn code_of(status: &tonic::Status) -> Option<ErrorCode> {
-    let number = status.metadata().get("p2p-code")?.to_str().ok()?.parse().ok()?;
-    Some(ErrorCode::from_number(number))
 }

@@ -26,7 +26,7 @@ use p2p_server_raft::{
     Committed, CommittedKind, Fsm, Message, MessageRefused, Output, ProposalFailure, ProposalToken,
     RaftConfig, RaftCore, ReadFailure, ReadToken, Role, StartRefused, TICK_MS,
 };
-use slog::{Logger, debug, error, info, warn};
+use slog::{Drain, Logger, debug, error, info, warn};
 use tokio::sync::{oneshot, watch};
 
 use super::mailbox::{Inbox, Mailbox, Request};
@@ -112,7 +112,7 @@ pub struct Driver {
 pub fn spawn_driver<O: Outbox>(params: DriverParams<O>) -> Result<Driver, StartRefused> {
     let DriverParams { config, store, stored, state, mailbox, outbox, logger } = params;
     let raft_id = config.raft_id;
-    let core = RaftCore::new(config, stored.loaded, logger.clone())?;
+    let core = RaftCore::new(config, stored.loaded, quiet(&logger))?;
     let fsm = Fsm::new(state);
     let view = View {
         raft_id,
@@ -156,6 +156,14 @@ pub fn spawn_driver<O: Outbox>(params: DriverParams<O>) -> Result<Driver, StartR
     };
     std::thread::Builder::new().name("raft".into()).spawn(body).expect("a process may start one thread");
     Ok(Driver { view: view_rx, master: master_rx, end })
+}
+
+/// The raft crate tells every step of an election; what people need to know is told here.
+fn quiet(logger: &Logger) -> Logger {
+    let wanted = |record: &slog::Record<'_>| {
+        record.level().is_at_least(slog::Level::Warning) || !record.module().starts_with("raft::")
+    };
+    Logger::root(slog::Filter::new(logger.clone(), wanted).ignore_res(), slog::o!())
 }
 
 /// Who waits for a proposal.

@@ -1,0 +1,170 @@
+//! How a Server comes into its cluster: founds it, joins it, or comes back to it (SPEC C2).
+//!
+//! ```text
+//! empty ──bootstrap──► CA key ─► certificate ─────────────────► store begun ─► raft-id ─► run
+//! empty ──join───────► certificate (Enroll) ─► member (Join) ─► store begun ─► raft-id ─► run
+//! ```
+//!
+//! Each arrow is durable before the next begins and safe to repeat: whatever was reached when the process was
+//! killed, the same command goes on from there. What was begun is never begun anew: a Server whose store is gone
+//! has forgotten what it acknowledged, and must not come back under its old raft id (SPEC C9).
+
+mod found;
+mod join;
+
+use std::sync::Arc;
+
+use p2p_common::addr::HostPort;
+use p2p_common::cluster_state::ClusterState;
+use p2p_common::command::IdentityRecord;
+use p2p_common::{Epoch, Incarnation, NodeKind, UnixMs};
+use p2p_runtime::ca::ClusterCa;
+use p2p_runtime::clock::unix_now;
+use p2p_runtime::exit::{Exit, chain};
+use p2p_runtime::identity::{DataDir, FileMode, NodeIdentity};
+use p2p_runtime::tls::Credentials;
+use slog::{Logger, info};
+
+use crate::config::ServerConfig;
+use crate::store::{Store, Stored};
+
+/// The epoch of a new cluster; 0 stands for "none yet" in a hello.
+const FIRST_EPOCH: Epoch = Epoch(1);
+/// Where the log and the state are, in the data directory.
+const STORE: &str = "store";
+/// This Server's raft id, left there once its store was begun.
+const RAFT_ID_FILE: &str = "raft-id";
+
+/// What admission works with.
+#[derive(Debug)]
+pub struct Applicant<'a> {
+    /// The locked data directory.
+    pub dir: &'a DataDir,
+    /// What the operator wants.
+    pub config: &'a ServerConfig,
+    /// Where others reach this Server.
+    pub addresses: &'a [HostPort],
+    /// This run.
+    pub incarnation: Incarnation,
+    /// Where to report.
+    pub log: &'a Logger,
+}
+
+/// A Server that belongs to a cluster.
+#[derive(Debug)]
+pub struct Admitted {
+    /// Who it is.
+    pub identity: NodeIdentity,
+    /// What it shows and trusts.
+    pub credentials: Arc<Credentials>,
+    /// The CA, if its key is here already.
+    pub ca: Option<Arc<ClusterCa>>,
+    /// Its open store.
+    pub store: Store,
+    /// What the store holds.
+    pub stored: Stored,
+    /// What it goes by until its log brings the replicated state.
+    pub state: ClusterState,
+    /// It was founded or has joined just now.
+    pub is_new: bool,
+}
+
+/// Brings a Server into its cluster, or back to it. Waits for introducers as long as it takes; dropping the
+/// future is safe at any time.
+///
+/// # Errors
+/// When nobody said what to do, an introducer refuses for good, or only an operator can go on.
+pub async fn admit(applicant: Applicant<'_>) -> Result<Admitted, Exit> {
+    let Applicant { dir, config, .. } = applicant;
+    let failed = |e: &dyn std::error::Error| Exit::failed(e.to_string());
+    let is_empty = NodeIdentity::load(dir.view()).map_err(|e| failed(&e))?.is_none();
+    if is_empty && !config.bootstrap && config.join.is_empty() {
+        return Err(nothing_said(config));
+    }
+    let name = config.name.as_deref();
+    let mut identity = NodeIdentity::load_or_create(dir, NodeKind::Server, config.id, name)
+        .map_err(|e| Exit::failed(chain(&e)))?;
+    let mut store = Store::open(&dir.view().join(STORE)).map_err(Exit::needs_operator)?;
+    let stored = store.load().map_err(Exit::needs_operator)?;
+    let begun = dir.view().read(RAFT_ID_FILE).map_err(|e| failed(&e))?.is_some();
+
+    let is_new = stored.is_none();
+    let stored = match stored {
+        Some(_) if identity.enrolment().is_none() => return Err(identity_lost(config)),
+        Some(stored) => stored,
+        None if begun => return Err(store_lost(config)),
+        None => {
+            let founding = found::wanted(&applicant, &identity)?
+                || join::join(&applicant, &mut identity, &mut store).await? == join::Joined::NobodyThere;
+            if founding {
+                found::found(&applicant, &mut identity, &mut store)?;
+            }
+            let stored = store.load().map_err(Exit::needs_operator)?;
+            stored.ok_or_else(|| Exit::failed("the store is empty after it was begun"))?
+        }
+    };
+    if !begun {
+        let text = format!("{}\n", stored.origin.raft_id);
+        dir.write(RAFT_ID_FILE, text.as_bytes(), FileMode::Private).map_err(|e| failed(&e))?;
+    }
+    let enrolment = identity.enrolment().ok_or_else(|| identity_lost(config))?;
+    let credentials = Credentials::new(&identity, enrolment)
+        .map_err(|e| Exit::failed(format!("the certificate cannot be used: {e}")))?;
+    let ca = ClusterCa::load(dir.view(), enrolment.cluster_id).map_err(|e| Exit::failed(chain(&e)))?;
+    let state = first_state(&identity, &stored);
+    info!(applicant.log, "belongs to a cluster"; "id" => identity.id(), "cluster_id" => %enrolment.cluster_id,
+        "raft_id" => stored.origin.raft_id, "new" => is_new);
+    Ok(Admitted { ca: ca.map(Arc::new), credentials, store, stored, state, is_new, identity })
+}
+
+/// A joiner's state before its log brings one: the Servers its introducer named, so that it knows who may speak
+/// to it.
+fn first_state(identity: &NodeIdentity, stored: &Stored) -> ClusterState {
+    let enrolment = identity.enrolment().expect("whoever comes here is enrolled");
+    let trust = enrolment.trust.certificates().iter().map(|certificate| certificate.to_vec()).collect();
+    let mut state = ClusterState::new(enrolment.cluster_id, FIRST_EPOCH, trust);
+    for member in &stored.origin.members {
+        let (name, enrolled_at) = (member.name.clone(), UnixMs(0));
+        let record = IdentityRecord { id: member.id, name, key_hash: member.key_hash, enrolled_at };
+        state.identities.insert(member.id, record);
+        state.members.insert(member.id, member.clone());
+    }
+    state
+}
+
+fn nothing_said(config: &ServerConfig) -> Exit {
+    let data = config.data.display();
+    Exit::usage(format!(
+        "the data directory {data} is empty, and neither --bootstrap nor --join says what to do.\n\
+         Begin a new cluster:\n  p2p-server run --data {data} --bootstrap\n\
+         Or join one, with a token that `p2p-server token create --role server` prints on one of its servers:\n  \
+         p2p-server run --data {data} --join HOST:PORT --token TOKEN"
+    ))
+}
+
+fn store_lost(config: &ServerConfig) -> Exit {
+    let data = config.data.display();
+    Exit::needs_operator(format!(
+        "{data} belongs to a server that has run, but its store is gone, and with it what it acknowledged; it \
+         must not vote again. Bring {data}/{STORE} back as it was, or move {data} aside and start with an empty \
+         directory, --join and a new token: the server comes back under a new id"
+    ))
+}
+
+fn identity_lost(config: &ServerConfig) -> Exit {
+    let data = config.data.display();
+    Exit::needs_operator(format!(
+        "{data} has a store but no certificate: files are missing. Bring node.json, key.pem, cert.pem and ca.pem \
+         back, or move {data} aside and start with an empty directory, --join and a new token"
+    ))
+}
+
+/// The names a certificate of this Server gets.
+fn certificate_names(addresses: &[HostPort]) -> Vec<String> {
+    addresses.iter().map(|address| address.host().to_owned()).collect()
+}
+
+/// The wall time for what is signed and stored now.
+fn now() -> UnixMs {
+    unix_now()
+}

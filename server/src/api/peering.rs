@@ -1,0 +1,156 @@
+//! What Servers ask of each other besides raft: to join, for the CA key, to run a proposal at the leader.
+
+use std::sync::Arc;
+
+use p2p_common::ErrorCode;
+use p2p_common::addr::HostPort;
+use p2p_common::command::{Command, CommandBody, Outcome};
+use p2p_common::member::Member;
+use p2p_common::wire::{Expected, Hello};
+use p2p_proto::status::{malformed, refuse};
+use p2p_proto::{convert, v1};
+use p2p_runtime::ca::ClusterCa;
+use p2p_runtime::grpc::CallerInfo;
+use p2p_runtime::identity::PeerIdentity;
+use slog::{Logger, info};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use crate::raft::{ProposeError, Proposer};
+use crate::transport::Myself;
+
+/// The service. Cheap to copy.
+#[derive(Debug, Clone)]
+pub struct PeeringApi {
+    myself: Myself,
+    proposer: Proposer,
+    ca: watch::Receiver<Option<Arc<ClusterCa>>>,
+    log: Logger,
+}
+
+impl PeeringApi {
+    /// Serves what `proposer` and, once there, `ca` can give.
+    pub fn new(
+        myself: Myself,
+        proposer: Proposer,
+        ca: watch::Receiver<Option<Arc<ClusterCa>>>,
+        log: Logger,
+    ) -> Self {
+        PeeringApi { myself, proposer, ca, log }
+    }
+}
+
+/// Who makes a request; the acceptor puts it into every one.
+pub(super) fn caller_of<T>(request: &Request<T>) -> Result<CallerInfo, Status> {
+    let caller = request.extensions().get::<CallerInfo>().copied();
+    caller.ok_or_else(|| refuse(ErrorCode::Internal, "the connection of this request is not known"))
+}
+
+fn identity_of(caller: &CallerInfo) -> Result<PeerIdentity, Status> {
+    caller.face.identity().ok_or_else(|| refuse(ErrorCode::Unauthenticated, "no certificate was shown"))
+}
+
+/// Checks the first message of a node against its certificate and this Server.
+pub(super) fn check_hello(
+    myself: &Myself,
+    hello: Option<v1::Hello>,
+    caller: &CallerInfo,
+) -> Result<Hello, Status> {
+    let hello = convert::hello_from(hello).map_err(|e| malformed(&e))?;
+    let expected = Expected {
+        cluster_id: myself.credentials.cluster_id(),
+        epoch: myself.epoch,
+        me: myself.id,
+        authenticated: identity_of(caller)?.node_id,
+    };
+    hello.check(&expected).map_err(|error| refuse(error.code(), error.to_string()))?;
+    Ok(hello)
+}
+
+fn refused(error: &ProposeError) -> Status {
+    refuse(error.code(), error.to_string())
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<HostPort>, Status> {
+    if texts.is_empty() || texts.len() > Member::ADDRESSES_MAX {
+        let message = format!("a server has 1 to {} addresses", Member::ADDRESSES_MAX);
+        return Err(refuse(ErrorCode::BadRequest, message));
+    }
+    let parsed = texts.iter().map(|text| convert::parse(text, "addresses"));
+    parsed.collect::<Result<_, _>>().map_err(|e| malformed(&e))
+}
+
+#[tonic::async_trait]
+impl v1::peering_server::Peering for PeeringApi {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+        let caller = caller_of(&request)?;
+        let identity = identity_of(&caller)?;
+        let request = request.into_inner();
+        check_hello(&self.myself, request.hello, &caller)?;
+        let name = convert::name(&request.name, "name").map_err(|e| malformed(&e))?;
+        let command = Command {
+            request_id: convert::request_id(&request.request_id).map_err(|e| malformed(&e))?,
+            body: CommandBody::UpsertMember {
+                id: identity.node_id,
+                name: name.clone(),
+                addresses: addresses(&request.addresses)?,
+                zone: convert::name(&request.zone, "zone").map_err(|e| malformed(&e))?,
+                key_hash: identity.key_hash,
+            },
+        };
+        let (_, outcome) = self.proposer.propose(command).await.map_err(|e| refused(&e))?;
+        let raft_id = match outcome {
+            Outcome::MemberAdded { raft_id } => raft_id,
+            Outcome::Refused { code, message } => return Err(refuse(code, message)),
+            Outcome::Done => return Err(refuse(ErrorCode::Internal, "the join came out as something else")),
+        };
+        info!(self.log, "server joined"; "name" => name, "id" => identity.node_id, "raft_id" => raft_id);
+        let view = self.proposer.view();
+        Ok(Response::new(v1::JoinReply {
+            raft_id,
+            members: Some(convert::member_table_to(view.state.members_version, view.state.members.values())),
+            cluster_id: view.state.cluster_id.to_string(),
+            epoch: view.state.epoch.0,
+            trust_bundle: view.state.trust_bundle.iter().map(|der| der.clone().into()).collect(),
+        }))
+    }
+
+    async fn fetch_ca_key(
+        &self,
+        request: Request<v1::FetchCaKeyRequest>,
+    ) -> Result<Response<v1::FetchCaKeyReply>, Status> {
+        let caller = caller_of(&request)?;
+        let identity = identity_of(&caller)?;
+        check_hello(&self.myself, request.into_inner().hello, &caller)?;
+        // The greatest secret goes to whoever is a member now, as the whole cluster sees it (SPEC I6).
+        self.proposer.read_barrier().await.map_err(|e| refused(&e))?;
+        if !self.proposer.view().has_member(identity.node_id, identity.key_hash) {
+            let message = format!("{} is not a member: join first", identity.node_id);
+            return Err(refuse(ErrorCode::Forbidden, message));
+        }
+        let ca = self.ca.borrow().clone();
+        let ca =
+            ca.ok_or_else(|| refuse(ErrorCode::Unavailable, "this server has no CA key yet: ask another"))?;
+        info!(self.log, "CA key handed over"; "to" => identity.node_id);
+        Ok(Response::new(v1::FetchCaKeyReply { ca_key_pem: ca.key_pem().as_bytes().to_vec().into() }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<v1::ProposeRequest>,
+    ) -> Result<Response<v1::ProposeReply>, Status> {
+        let caller = caller_of(&request)?;
+        let identity = identity_of(&caller)?;
+        let request = request.into_inner();
+        check_hello(&self.myself, request.hello, &caller)?;
+        if !self.proposer.view().has_member(identity.node_id, identity.key_hash) {
+            let message = format!("{} is not a member: only members propose", identity.node_id);
+            return Err(refuse(ErrorCode::Forbidden, message));
+        }
+        // What is in the log must be readable by everyone.
+        convert::decode_command(&request.command).map_err(|e| malformed(&e))?;
+        let proposed = self.proposer.propose_here(request.command).await;
+        let (index, outcome) = proposed.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::ProposeReply { index, outcome: convert::encode_outcome(&outcome).into() }))
+    }
+}

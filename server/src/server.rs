@@ -1,0 +1,298 @@
+//! A Server from its start to its end: composes the rooms, waits, and takes them down in order.
+//!
+//! ```text
+//! ports ─► admission ─► raft thread ─► transport, API, upkeep ─► ready … stop: hand over ─► API ─► raft
+//! ```
+//!
+//! Ports are bound first: a port in use is found before anything is founded or joined.
+
+mod upkeep;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::Incarnation;
+use p2p_common::addr::HostPort;
+use p2p_common::command::TokenRole;
+use p2p_common::member::Member;
+use p2p_proto::v1;
+use p2p_runtime::admin::{self, Readiness};
+use p2p_runtime::clock::Clock;
+use p2p_runtime::exit::{Exit, chain};
+use p2p_runtime::grpc::{Acceptor, ListenLimits, ListenMetrics};
+use p2p_runtime::identity::{DataDir, FileMode, Token};
+use p2p_runtime::interfaces::own_addresses;
+use p2p_runtime::shutdown::Shutdown;
+use p2p_runtime::tcp;
+use p2p_runtime::tls::ServerTls;
+use p2p_server_raft::RaftConfig;
+use prometheus_client::registry::Registry;
+use slog::{Logger, info, o, warn};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::{Admitted, Applicant, admit};
+use crate::api::{PeeringApi, RaftApi};
+use crate::cli::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
+use crate::config::ServerConfig;
+use crate::group;
+use crate::raft::{DriverEnd, DriverParams, Mailbox, Proposer, spawn_driver};
+use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, TransportMetrics};
+
+/// A stop that takes longer leaves the rest to the kernel.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Of that, at most this for handing the leadership over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
+/// A call that has not been answered by then is not going to be; streams are answered at once.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The bound ports.
+struct Ports {
+    api: TcpListener,
+    ops: TcpListener,
+    registry: TcpListener,
+}
+
+/// Runs a Server until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or can go on only with an operator's help.
+pub async fn run(config: ServerConfig, log: Logger, shutdown: Shutdown) -> Result<(), Exit> {
+    if let Err(error) = tcp::raise_open_files() {
+        warn!(log, "limit on open files not raised"; "error" => %error);
+    }
+    let dir = DataDir::open(&config.data).map_err(|e| Exit::failed(chain(&e)))?;
+    let ports = bind(&config)?;
+    let listen = ports.api.local_addr().map_err(Exit::failed)?;
+    let addresses = advertised(&config, listen)?;
+    let incarnation = Incarnation::new(uuid::Uuid::now_v7());
+    let applicant = Applicant { dir: &dir, config: &config, addresses: &addresses, incarnation, log: &log };
+    let admitted = tokio::select! {
+        admitted = Box::pin(admit(applicant)) => admitted?,
+        () = shutdown.requested() => return Ok(()),
+    };
+    let log = log.new(o!("server" => admitted.identity.name().to_owned()));
+    Box::pin(serve(Parts { config, dir, ports, listen, addresses, incarnation, admitted, log }, shutdown))
+        .await
+}
+
+/// Everything a Server is made of.
+struct Parts {
+    config: ServerConfig,
+    dir: DataDir,
+    ports: Ports,
+    listen: SocketAddr,
+    addresses: Vec<HostPort>,
+    incarnation: Incarnation,
+    admitted: Admitted,
+    log: Logger,
+}
+
+async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
+    let Parts { config, dir, ports, listen, addresses, incarnation, admitted, log } = parts;
+    let Admitted { identity, credentials, ca, store, stored, state, is_new } = admitted;
+    let stop = CancellationToken::new();
+    let (mailbox, transport_metrics) = (Mailbox::new(), TransportMetrics::default());
+    let myself =
+        Myself { id: identity.id(), epoch: state.epoch, incarnation, credentials: Arc::clone(&credentials) };
+    let remotes = Remotes::new(
+        myself.clone(),
+        mailbox.clone(),
+        transport_metrics.clone(),
+        stop.clone(),
+        log.new(o!("room" => "transport")),
+    );
+    let raft_config = RaftConfig::new(stored.origin.raft_id, rand::random());
+    let driver = spawn_driver(DriverParams {
+        config: raft_config.clone(),
+        store,
+        stored,
+        state,
+        mailbox: mailbox.clone(),
+        outbox: remotes.clone(),
+        logger: log.new(o!("room" => "raft")),
+    })
+    .map_err(Exit::needs_operator)?;
+    let proposer =
+        Proposer::new(mailbox.clone(), driver.view.clone(), driver.master.clone(), remotes.clone());
+
+    let operator = leave_access(&dir, &identity, listen)?;
+    let (ca_tx, ca_rx) = watch::channel(ca);
+    let (ready_tx, ready) = watch::channel(Readiness::NotReady(vec!["starting".to_owned()]));
+    let mut registry = Registry::with_prefix("p2p_server");
+    transport_metrics.register(&mut registry);
+    let listen_metrics = ListenMetrics::default();
+    listen_metrics.register(&mut registry);
+
+    let tasks = TaskTracker::new();
+    tasks.spawn(remotes.clone().follow(driver.view.clone()));
+    tasks.spawn(group::tend(proposer.clone(), raft_config, stop.clone(), log.new(o!("room" => "group"))));
+    let record = upkeep::Record {
+        id: identity.id(),
+        name: identity.name().to_owned(),
+        addresses,
+        zone: config.zone.clone(),
+    };
+    tasks.spawn(upkeep::keep_record(record, proposer.clone(), stop.clone(), log.clone()));
+    tasks.spawn(upkeep::tell_readiness(proposer.clone(), ready_tx.clone(), stop.clone()));
+    let peering = PeeringApi::new(myself.clone(), proposer.clone(), ca_rx.clone(), log.clone());
+    let raft = RaftApi::new(
+        myself,
+        driver.view.clone(),
+        mailbox.clone(),
+        transport_metrics,
+        stop.clone(),
+        log.new(o!("room" => "transport")),
+    );
+    let _ = (&operator, &ca_rx, Clock::start());
+    let routes = tonic::service::Routes::new(v1::peering_server::PeeringServer::new(peering))
+        .add_service(v1::raft_server::RaftServer::new(raft).max_decoding_message_size(BATCH_BYTES_MAX));
+    let acceptor = Acceptor {
+        tls: ServerTls::api(credentials),
+        limits: ListenLimits::default(),
+        metrics: listen_metrics,
+        stop: stop.clone(),
+        log: log.new(o!("room" => "api")),
+    };
+    let api = tonic::transport::Server::builder()
+        .timeout(CALL_TIMEOUT)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(256)
+        .http2_max_header_list_size(16 * 1024)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(acceptor.incoming(ports.api), stop.clone().cancelled_owned());
+    tasks.spawn(async move { drop(api.await) });
+    tasks.spawn(admin::serve(
+        ports.ops,
+        admin::router(Arc::new(registry), ready),
+        stop.clone(),
+        log.new(o!("room" => "ops")),
+    ));
+    drop(ports.registry);
+    let ca_key = upkeep::CaKey { dir, proposer: proposer.clone(), remotes, log: log.clone() };
+    tasks.spawn(ca_key.fetch(ca_tx, stop.clone()));
+    tasks.close();
+    info!(log, "serving"; "api" => %listen, "ops" => %config.ops, "registry" => %config.registry);
+    if is_new {
+        print_join_commands(&config, listen);
+    }
+
+    let mut end = driver.end;
+    let ended = tokio::select! {
+        ended = &mut end => Some(ended),
+        () = shutdown.requested() => None,
+    };
+    if let Some(ended) = ended {
+        stop.cancel();
+        let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
+        return Err(match ended {
+            Ok(DriverEnd::Panicked(why)) => Exit::failed(format!("a bug stopped raft: {why}")),
+            Ok(end) => Exit::needs_operator(end),
+            Err(_) => Exit::failed("the raft thread is gone"),
+        });
+    }
+    ready_tx.send_replace(Readiness::NotReady(vec!["stopping".to_owned()]));
+    hand_over(&proposer, &log).await;
+    stop.cancel();
+    if tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await.is_err() {
+        warn!(log, "stopped with work under way"; "tasks" => tasks.len());
+    }
+    mailbox.stop();
+    let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
+    info!(log, "stopped");
+    Ok(())
+}
+
+fn bind(config: &ServerConfig) -> Result<Ports, Exit> {
+    let listen = |addr, setting| tcp::listen(addr, setting).map_err(|e| Exit::failed(chain(&e)));
+    Ok(Ports {
+        api: listen(config.listen, "--listen")?,
+        ops: listen(config.ops, "--ops")?,
+        registry: listen(config.registry, "--registry")?,
+    })
+}
+
+/// Where others reach the API port: as configured, else as bound, else at every interface.
+fn advertised(config: &ServerConfig, listen: SocketAddr) -> Result<Vec<HostPort>, Exit> {
+    if !config.advertise.is_empty() {
+        return Ok(config.advertise.clone());
+    }
+    if !listen.ip().is_unspecified() {
+        return Ok(vec![HostPort::from(listen)]);
+    }
+    let own =
+        own_addresses().map_err(|e| Exit::failed(format!("cannot list the network interfaces: {e}")))?;
+    let fits = |ip: std::net::IpAddr| listen.is_ipv6() || ip.is_ipv4();
+    let usable = own.into_iter().filter(|address| fits(address.ip));
+    let addresses: Vec<_> =
+        usable.map(|address| HostPort::from(SocketAddr::new(address.ip, listen.port()))).collect();
+    if addresses.is_empty() {
+        return Err(Exit::usage(
+            "no interface has an address others could reach: give --advertise HOST:PORT",
+        ));
+    }
+    Ok(addresses.into_iter().take(Member::ADDRESSES_MAX).collect())
+}
+
+/// Leaves what the command line on this host needs: the address, and an operator token for this run alone.
+fn leave_access(
+    dir: &DataDir,
+    identity: &p2p_runtime::identity::NodeIdentity,
+    listen: SocketAddr,
+) -> Result<Token, Exit> {
+    let enrolment = identity.enrolment().expect("whoever is admitted is enrolled");
+    let [ca, ..] = enrolment.trust.certificates() else { return Err(Exit::failed("ca.pem is empty")) };
+    let fingerprint = p2p_runtime::identity::CaFingerprint::of(ca);
+    let token = Token::mint(TokenRole::Operator, enrolment.cluster_id, fingerprint)
+        .map_err(|e| Exit::failed(format!("the system gives no random numbers: {e}")))?;
+    let failed = |e: p2p_runtime::identity::DataDirError| Exit::failed(chain(&e));
+    dir.write(OPERATOR_TOKEN_FILE, token.to_text().as_bytes(), FileMode::Private).map_err(failed)?;
+    let address = format!("{}\n", local(listen));
+    dir.write(ADDRESS_FILE, address.as_bytes(), FileMode::Public).map_err(failed)?;
+    Ok(token)
+}
+
+/// The listening address as this host dials it.
+fn local(listen: SocketAddr) -> SocketAddr {
+    match listen {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => ([127, 0, 0, 1], v4.port()).into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (std::net::Ipv6Addr::LOCALHOST, v6.port()).into(),
+        other => other,
+    }
+}
+
+/// What to type next, on standard output.
+fn print_join_commands(config: &ServerConfig, listen: SocketAddr) {
+    let data = config.data.display();
+    let address = config.advertise.first().map_or_else(|| local(listen).to_string(), ToString::to_string);
+    println!(
+        "This server is up. Add another one:\n  \
+         p2p-server run --data DIR --join {address} --token \"$(p2p-server token create --data {data} --role server)\"\n\
+         Add a peer that offers a service:\n  \
+         p2p-peer run --data DIR --servers {address} --token \"$(p2p-server token create --data {data} --role peer)\" \
+         --service NAME=HOST:PORT"
+    );
+}
+
+/// Hands the leadership to another voter, so that nobody has to notice that this one is gone.
+async fn hand_over(proposer: &Proposer, log: &Logger) {
+    let view = proposer.view();
+    if !view.leads() {
+        return;
+    }
+    let Ok(progress) = proposer.progress().await else { return };
+    let fit =
+        progress.iter().filter(|p| view.membership.voters.contains(&p.raft_id) && p.silent_ticks < Some(10));
+    let Some(best) = fit.max_by_key(|p| p.matched) else { return };
+    if proposer.transfer(best.raft_id).await.is_err() {
+        return;
+    }
+    let mut views = proposer.watch_view();
+    let gone = views.wait_for(|view| view.status.leader.is_some_and(|leader| leader != view.raft_id));
+    let done = tokio::time::timeout(HAND_OVER_TIMEOUT, gone).await.is_ok();
+    info!(log, "leadership handed over"; "to" => best.raft_id, "done" => done);
+}
