@@ -122,7 +122,7 @@ pub async fn admit(applicant: Applicant<'_>) -> Result<Admitted, Exit> {
 fn first_state(identity: &NodeIdentity, stored: &Stored) -> ClusterState {
     let enrolment = identity.enrolment().expect("whoever comes here is enrolled");
     let trust = enrolment.trust.certificates().iter().map(|certificate| certificate.to_vec()).collect();
-    let mut state = ClusterState::new(enrolment.cluster_id, FIRST_EPOCH, trust);
+    let mut state = ClusterState::new(enrolment.cluster_id, identity.epoch(), trust);
     for member in &stored.origin.members {
         let (name, enrolled_at) = (member.name.clone(), UnixMs(0));
         let record = IdentityRecord { id: member.id, name, key_hash: member.key_hash, enrolled_at };

@@ -293,3 +293,6 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,7 @@ pub(super) fn found(
         let enrolment = certify(applicant, identity).map_err(|e| Exit::failed(chain(&e)))?;
         identity.enrol(applicant.dir, enrolment).map_err(|e| Exit::failed(chain(&e)))?;
     }
+    identity.keep_epoch(applicant.dir, FIRST_EPOCH).map_err(|e| Exit::failed(chain(&e)))?;
     let enrolment = identity.enrolment().expect("it was just enrolled");
     let state = first_state(applicant, identity, enrolment);
     let founding = founding_write(FIRST, convert::encode_state(&state).into());

@@ -19,8 +19,8 @@ use p2p_runtime::identity::{CaFingerprint, Enrolment, NodeIdentity, Token, Trust
 use p2p_runtime::tls::{ConnectError, Connector, Credentials, Expect};
 use slog::{info, warn};
 
+use super::Applicant;
 use super::found::random_uuid;
-use super::{Applicant, FIRST_EPOCH};
 use crate::store::{Origin, Store};
 
 /// Between two rounds over all introducers; doubled up to the second.
@@ -67,7 +67,9 @@ pub(super) async fn join(
         let enrolment = persist(applicant, "enrolment", give_up, async |introducer| {
             enrol(applicant, identity, token, introducer).await
         });
-        let Some(enrolment) = enrolment.await? else { return Ok(Joined::NobodyThere) };
+        let Some((enrolment, epoch)) = enrolment.await? else { return Ok(Joined::NobodyThere) };
+        // Before the enrolment: an enrolled node knows its epoch.
+        identity.keep_epoch(applicant.dir, epoch).map_err(|e| Exit::failed(chain(&e)))?;
         identity.enrol(applicant.dir, enrolment).map_err(|e| Exit::failed(chain(&e)))?;
         info!(applicant.log, "enrolled"; "id" => identity.id());
     }
@@ -77,7 +79,7 @@ pub(super) async fn join(
     let connector = Connector::node(credentials, Expect::Kind(NodeKind::Server));
     let request_id = random_uuid()?.to_string();
     let origin = persist(applicant, "join", None, async |introducer| {
-        let hello = hello(applicant, identity, Some(enrolment.cluster_id), FIRST_EPOCH);
+        let hello = hello(applicant, identity, Some(enrolment.cluster_id), identity.epoch());
         let request = v1::JoinRequest {
             hello: Some(convert::hello_to(&hello)),
             name: identity.name().to_owned(),
@@ -137,7 +139,7 @@ async fn enrol(
     identity: &NodeIdentity,
     token: &Token,
     introducer: &HostPort,
-) -> Result<Enrolment, Refused> {
+) -> Result<(Enrolment, Epoch), Refused> {
     let for_good = |e: &dyn std::fmt::Display| Refused::ForGood(e.to_string());
     let connector = Connector::enrol(token).map_err(|e| for_good(&e))?;
     let connection = connect(&connector, introducer, &ChannelParams::default()).await.map_err(unreached)?;
@@ -159,7 +161,8 @@ async fn enrol(
         return Err(for_good(&"the trust bundle lacks the CA that the token names"));
     }
     let cluster_id = convert::parse(&reply.cluster_id, "cluster_id").map_err(|e| for_good(&e))?;
-    Ok(Enrolment { cluster_id, certificate: reply.certificate.to_vec().into(), trust })
+    let enrolment = Enrolment { cluster_id, certificate: reply.certificate.to_vec().into(), trust };
+    Ok((enrolment, Epoch(reply.epoch)))
 }
 
 async fn ask_to_join(

@@ -62,7 +62,7 @@ pub enum Request {
 
 /// Everything that has come in since the last look.
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     pub messages: Vec<Message>,
     pub requests: Vec<Request>,
     pub unreachable: BTreeSet<RaftId>,
@@ -159,7 +159,7 @@ impl Mailbox {
     }
 
     /// Takes everything; waits for something until `deadline`.
-    pub(super) fn wait(&self, deadline: Instant) -> Inbox {
+    pub(crate) fn wait(&self, deadline: Instant) -> Inbox {
         let mut inbox = self.lock();
         while inbox.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
