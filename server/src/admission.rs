@@ -168,3 +168,6 @@ fn certificate_names(addresses: &[HostPort]) -> Vec<String> {
 fn now() -> UnixMs {
     unix_now()
 }
+
+#[cfg(test)]
+mod tests;
