@@ -94,6 +94,8 @@ struct Parts {
 async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     let Parts { config, dir, ports, listen, addresses, incarnation, admitted, log } = parts;
     let Admitted { identity, credentials, ca, store, stored, state, is_new } = admitted;
+    // Its lock is held until this function ends: until nobody writes there any more.
+    let dir = Arc::new(dir);
     let stop = CancellationToken::new();
     let (mailbox, transport_metrics) = (Mailbox::new(), TransportMetrics::default());
     let myself =
@@ -173,7 +175,8 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         log.new(o!("room" => "ops")),
     ));
     drop(ports.registry);
-    let ca_key = upkeep::CaKey { dir, proposer: proposer.clone(), remotes, log: log.clone() };
+    let ca_key =
+        upkeep::CaKey { dir: Arc::clone(&dir), proposer: proposer.clone(), remotes, log: log.clone() };
     tasks.spawn(ca_key.fetch(ca_tx, stop.clone()));
     tasks.close();
     info!(log, "serving"; "api" => %listen, "ops" => %config.ops, "registry" => %config.registry);

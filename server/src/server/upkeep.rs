@@ -114,15 +114,14 @@ fn readiness(view: &View) -> Readiness {
 
 /// Gets the CA key from another Server.
 pub(super) struct CaKey {
-    pub dir: DataDir,
+    pub dir: Arc<DataDir>,
     pub proposer: Proposer,
     pub remotes: Remotes,
     pub log: Logger,
 }
 
 impl CaKey {
-    /// Asks the leader first, then all others, until one gives it and it is stored. Holds the data directory
-    /// until `stop`: its lock must outlive whoever writes there.
+    /// Asks the leader first, then all others, until one gives it and it is stored.
     pub(super) async fn fetch(self, ca: watch::Sender<Option<Arc<ClusterCa>>>, stop: CancellationToken) {
         while ca.borrow().is_none() {
             let fetched = tokio::select! {
@@ -133,6 +132,7 @@ impl CaKey {
                 Ok(fetched) => {
                     info!(self.log, "CA key received");
                     ca.send_replace(Some(Arc::new(fetched)));
+                    return;
                 }
                 Err(reason) => debug!(self.log, "CA key not received yet"; "reason" => reason),
             }
@@ -141,7 +141,6 @@ impl CaKey {
                 () = stop.cancelled() => return,
             }
         }
-        stop.cancelled().await;
     }
 
     async fn ask_all(&self) -> Result<ClusterCa, String> {

@@ -1,3 +1,5 @@
+//! The store on real files: opened again after every step, torn, damaged.
+
 use std::fs;
 
 use p2p_common::{KeyHash, NodeId, NodeKind};
