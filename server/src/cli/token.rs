@@ -1,5 +1,10 @@
 //! Tokens: minted here, so that the secret is printed once and never stored; the cluster keeps its hash.
 
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -42,6 +47,9 @@ pub(super) struct CreateArgs {
     /// Only this Id may enrol with it
     #[arg(long, value_name = "ID")]
     id: Option<NodeId>,
+    /// Write the token to this file, readable by its owner alone, instead of printing it
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -99,8 +107,32 @@ async fn create(args: CreateArgs) -> Result<(), Exit> {
             uses: args.uses,
         });
     }
-    println!("{}", *text);
-    Ok(())
+    match args.out {
+        Some(path) => write_private(&path, &text)
+            .map_err(|e| Exit::failed(format!("cannot write the token to {}: {e}", path.display()))),
+        None => {
+            println!("{}", *text);
+            Ok(())
+        }
+    }
+}
+
+/// Replaces the file as a whole, so that who waits for it never reads half a token.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let name = path.file_name().ok_or(std::io::ErrorKind::IsADirectory)?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    let beside = path.with_file_name(hidden);
+    // One that was left behind may have other rights.
+    match std::fs::remove_file(&beside) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    std::fs::rename(beside, path)
 }
 
 /// Asks until the answer is known: the request id makes a repeat harmless.
@@ -183,4 +215,24 @@ fn random_uuid() -> Result<Uuid, Exit> {
     let mut bytes = [0u8; 16];
     getrandom::fill(&mut bytes).map_err(Exit::failed)?;
     Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_token_file_is_private_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("join.token");
+        std::fs::write(&path, "an older and longer token").unwrap();
+        for text in ["one", "two"] {
+            write_private(&path, text).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{text}\n"));
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(dir.path().read_dir().unwrap().count(), 1);
+        assert!(write_private(&dir.path().join("no/such/dir"), "x").is_err());
+    }
 }
