@@ -14,6 +14,10 @@
 //!                 or RECEIVED(proxy_id) REFUSE(proxy_id, code, text)     then END from the ingress
 //! ```
 //!
+//! A HELLO that does not fit is answered by REFUSE with proxy_id 0, which no forward has, and the end of the
+//! connection, so that the other side learns why. The ingress may send FORWARD and client bytes at one go: an
+//! owner that refuses throws the bytes away up to END.
+//!
 //! The codec is pure: it encodes into and decodes from byte slices. Nothing here allocates per data frame.
 
 use std::fmt;
