@@ -1,1 +1,21 @@
 //! The agent beside a workload, and a library: services, links, forwarding by name.
+//!
+//! [`Peer`] is the whole; [`config`] says what it can be told; [`cli`] is the command line around it.
+
+mod agent_task;
+pub mod cli;
+pub mod config;
+mod enrol;
+#[cfg(test)]
+mod fixture;
+mod forward;
+mod ingress;
+mod local_api;
+mod metrics;
+mod peer;
+mod published;
+mod session_task;
+mod tunnel;
+
+pub use ingress::{BadRange, SourceRanges};
+pub use peer::Peer;

@@ -1,0 +1,295 @@
+//! The owner of the agent: feeds it what happens, does what it says, publishes what it knows.
+//!
+//! One bounded mailbox brings sessions' news and questions of people; tunnels and traffic are collected from
+//! the pool when it has some. Whoever sends waits while the mailbox is full, which holds back the Server behind
+//! it; the data path never sends. [`AgentTask::select`] waits, [`AgentTask::apply`] decides and does not wait.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::{Epoch, NodeId};
+use p2p_peer_core::{
+    Agent, AgentState, AgentStatus, DialFailure, FromServer, InterfaceAddr, Link, Moment, Output,
+    SessionToken, Traffic,
+};
+use p2p_runtime::admin::Readiness;
+use p2p_runtime::clock::{Clock, unix_now};
+use p2p_runtime::identity::DataDir;
+use p2p_runtime::interfaces;
+use p2p_runtime::tls::Credentials;
+use slog::{Logger, debug, info, warn};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::enrol::store_epoch;
+use crate::forward::Forwards;
+use crate::metrics::TableMetrics;
+use crate::published::{Myself, Views};
+use crate::session_task::{self, SessionHandle};
+use crate::tunnel::Pool;
+
+/// Inputs that wait; a Server's messages wait behind them.
+pub(crate) const MAILBOX: usize = 256;
+/// Bytes and forwards are looked at this often.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Interfaces come and go; nothing tells us.
+const INTERFACES_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What comes through the mailbox.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A Server answered and the stream is open.
+    SessionOpened { session: SessionToken, server: NodeId, address: String },
+    /// No Server answered.
+    SessionFailed { session: SessionToken, failures: Vec<DialFailure> },
+    /// A Server said something.
+    SessionMessage { session: SessionToken, message: FromServer },
+    /// The stream ended.
+    SessionClosed { session: SessionToken, reason: String },
+    /// Somebody asks.
+    Ask(Question),
+}
+
+/// What people ask.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// How it is.
+    Status(oneshot::Sender<AgentStatus>),
+    /// Table F, with the names of the nodes.
+    Links(oneshot::Sender<Vec<NamedLink>>),
+    /// One row of it.
+    Why(NodeId, oneshot::Sender<Option<NamedLink>>),
+}
+
+/// A link and what people call the node at its other end.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedLink {
+    pub(crate) link: Link,
+    pub(crate) name: String,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct AgentTask {
+    /// What decides.
+    pub(crate) agent: Agent,
+    /// The mailbox.
+    pub(crate) inputs: mpsc::Receiver<Input>,
+    /// Its other end, for sessions.
+    pub(crate) mailbox: mpsc::Sender<Input>,
+    /// Where the tables go.
+    pub(crate) views: Arc<Views>,
+    /// Where readiness goes.
+    pub(crate) ready: watch::Sender<Readiness>,
+    /// The tunnels.
+    pub(crate) pool: Pool,
+    /// Their forwards.
+    pub(crate) forwards: Arc<Forwards>,
+    /// Who we are on the wire.
+    pub(crate) myself: Arc<Myself>,
+    /// What we show.
+    pub(crate) credentials: Arc<Credentials>,
+    /// Where the epoch is kept.
+    pub(crate) data: Arc<DataDir>,
+    /// The clock.
+    pub(crate) clock: Clock,
+    /// What is counted.
+    pub(crate) metrics: TableMetrics,
+    /// Where to report.
+    pub(crate) log: Logger,
+    /// The open sessions and attempts.
+    pub(crate) sessions: HashMap<SessionToken, SessionHandle>,
+}
+
+/// Why the loop woke.
+#[derive(Debug)]
+enum Wake {
+    Input(Input),
+    Due,
+    Tunnels,
+    Sample,
+    Interfaces,
+    Stop,
+}
+
+struct Timers {
+    sample: Interval,
+    interfaces: Interval,
+}
+
+impl AgentTask {
+    /// Runs until stopped; then every session ends properly.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut timers = Timers { sample: every(SAMPLE_INTERVAL), interfaces: every(INTERFACES_INTERVAL) };
+        self.drain_outputs();
+        loop {
+            match self.select(&mut timers, &stop).await {
+                Wake::Stop => return,
+                wake => self.apply(wake),
+            }
+        }
+    }
+
+    async fn select(&mut self, timers: &mut Timers, stop: &CancellationToken) -> Wake {
+        let due = self.agent.poll_timeout().map(|(at, _why)| self.clock.instant(at));
+        tokio::select! {
+            () = stop.cancelled() => Wake::Stop,
+            Some(input) = self.inputs.recv() => Wake::Input(input),
+            () = async { tokio::time::sleep_until(due.expect("guarded")).await }, if due.is_some() => Wake::Due,
+            () = self.pool.changed() => Wake::Tunnels,
+            _ = timers.sample.tick() => Wake::Sample,
+            _ = timers.interfaces.tick() => Wake::Interfaces,
+        }
+    }
+
+    fn apply(&mut self, wake: Wake) {
+        let at = Moment { now: self.clock.now(), unix: unix_now() };
+        match wake {
+            Wake::Input(input) => self.apply_input(input, at),
+            Wake::Due => self.agent.handle_tick(at),
+            Wake::Tunnels => self.apply_tunnels(at),
+            Wake::Sample => {
+                for (peer, bytes_in, bytes_out) in self.pool.take_traffic() {
+                    self.agent.handle_traffic(peer, Traffic { bytes_in, bytes_out, rtt_us: None });
+                }
+                let (active, total) = self.forwards.counts();
+                self.agent.handle_forwards(p2p_peer_core::Forwards { active, total });
+                self.metrics.set_tunnels(self.pool.tunnels());
+            }
+            Wake::Interfaces => match interface_addrs() {
+                Ok(addrs) => self.agent.handle_interfaces(addrs, at),
+                Err(error) => warn!(self.log, "cannot read the interfaces"; "error" => %error),
+            },
+            Wake::Stop => {}
+        }
+        self.drain_outputs();
+    }
+
+    fn apply_input(&mut self, input: Input, at: Moment) {
+        match input {
+            Input::SessionOpened { session, server, address } => {
+                self.agent.handle_session_opened(session, server, address, at);
+            }
+            Input::SessionFailed { session, failures } => {
+                self.sessions.remove(&session);
+                self.agent.handle_session_failed(session, failures, at);
+            }
+            Input::SessionMessage { session, message } => {
+                self.agent.handle_session_message(session, message, at);
+            }
+            Input::SessionClosed { session, reason } => {
+                self.sessions.remove(&session);
+                self.agent.handle_session_closed(session, reason, at);
+            }
+            // Who asked may have left; the answer is then for nobody.
+            Input::Ask(Question::Status(answer)) => drop(answer.send(self.agent.status())),
+            Input::Ask(Question::Links(answer)) => {
+                drop(answer.send(self.agent.links().map(|link| self.named(link)).collect()));
+            }
+            Input::Ask(Question::Why(id, answer)) => {
+                drop(answer.send(self.agent.link(id).map(|link| self.named(link))));
+            }
+        }
+    }
+
+    fn apply_tunnels(&mut self, at: Moment) {
+        for (peer, changes) in self.pool.take_changes() {
+            for opened in changes.opened {
+                self.agent.handle_tunnel_opened(peer, opened, at);
+            }
+            if let Some(rtt) = changes.rtt {
+                let rtt_us = u32::try_from(rtt.as_micros()).ok();
+                self.agent.handle_traffic(peer, Traffic { rtt_us, ..Traffic::default() });
+            }
+            for (closed, dialled) in [(changes.closed_dialled, true), (changes.closed_accepted, false)] {
+                for _ in 0..closed {
+                    self.agent.handle_tunnel_closed(peer, dialled, &changes.reason, at);
+                }
+            }
+            if let Some(failures) = changes.failed {
+                let failures = failures.0.into_iter();
+                let failures =
+                    failures.map(|(address, error)| DialFailure { address: address.to_string(), error });
+                self.agent.handle_tunnel_failed(peer, failures.collect(), at);
+            }
+        }
+    }
+
+    fn drain_outputs(&mut self) {
+        while let Some(output) = self.agent.poll_output() {
+            match output {
+                Output::DialServer(dial) => {
+                    debug!(self.log, "dialling server"; "session" => dial.session.0,
+                        "server_id" => dial.server.map(|id| id.to_string()).unwrap_or_default());
+                    let session = dial.session;
+                    let (credentials, mailbox) = (Arc::clone(&self.credentials), self.mailbox.clone());
+                    self.sessions.insert(session, session_task::spawn(dial, credentials, mailbox));
+                }
+                Output::Send { session, message } => self.send(session, message),
+                Output::CloseSession { session, reason } => {
+                    info!(self.log, "session ended"; "session" => session.0, "reason" => reason);
+                    self.sessions.remove(&session);
+                }
+                Output::WarmPeer { peer, plan: _ } => self.pool.warm(peer),
+                Output::DropIdleTunnels { peer } => self.pool.drop_idle(peer),
+                Output::Publish(tables) => {
+                    self.metrics.set_tables(&tables);
+                    self.views.publish(tables);
+                }
+                Output::PrintTables(lines) => {
+                    for line in lines {
+                        info!(self.log, "{}", line);
+                    }
+                }
+                Output::Epoch(epoch) => self.follow(epoch),
+                Output::State(state) => {
+                    info!(self.log, "state changed"; "state" => state.as_str());
+                    self.ready.send_replace(readiness(state));
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, session: SessionToken, message: p2p_peer_core::ToServer) {
+        let taken = self.sessions.get(&session).is_some_and(|handle| handle.send(message));
+        if !taken && self.sessions.remove(&session).is_some() {
+            let at = Moment { now: self.clock.now(), unix: unix_now() };
+            let reason = "the Server takes no messages".to_owned();
+            self.agent.handle_session_closed(session, reason, at);
+        }
+    }
+
+    fn follow(&self, epoch: Epoch) {
+        info!(self.log, "the cluster lives in another epoch"; "epoch" => epoch.0);
+        self.myself.set_epoch(epoch);
+        let (data, log) = (Arc::clone(&self.data), self.log.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store_epoch(&data, epoch) {
+                warn!(log, "cannot keep the epoch"; "error" => %error);
+            }
+        });
+    }
+
+    fn named(&self, link: &Link) -> NamedLink {
+        let name = self.agent.name_of(link.row().id).unwrap_or_default().to_owned();
+        NamedLink { link: link.clone(), name }
+    }
+}
+
+/// The addresses of the interfaces, as the agent takes them.
+pub(crate) fn interface_addrs() -> std::io::Result<Vec<InterfaceAddr>> {
+    let own = interfaces::own_addresses()?;
+    Ok(own.into_iter().map(|address| InterfaceAddr { ip: address.ip, up: true }).collect())
+}
+
+fn readiness(state: AgentState) -> Readiness {
+    if state.is_ready() { Readiness::Ready } else { Readiness::NotReady(vec![state.to_string()]) }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

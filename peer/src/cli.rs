@@ -1,0 +1,171 @@
+//! The command line of `p2p-peer`: what may be typed, and what happens then.
+//!
+//! `run` is a Peer; every other verb asks the Peer of a data directory through the socket it keeps there.
+
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use p2p_common::NodeId;
+use p2p_runtime::exit::{Exit, chain};
+use p2p_runtime::shutdown::Shutdown;
+use p2p_runtime::{config, logger};
+use slog::{Logger, warn};
+
+use crate::config::{ENVIRONMENT_PREFIX, PeerConfig, RawConfig};
+
+/// The agent beside a workload: registers its services, learns of all others and carries requests to them by
+/// name, over the best encrypted path.
+#[derive(Debug, Parser)]
+#[command(name = "p2p-peer", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  p2p-peer run --data /var/lib/p1 --servers HOST1:7400 --token T --service web.example=127.0.0.1:8080
+  curl -H 'Host: web.example' http://127.0.0.1:6443/                through any other Peer
+  p2p-peer tables --data /var/lib/p1                                what it knows
+  p2p-peer why --data /var/lib/p1 C<uuid>                           why a link is as it is
+
+Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, 3 an operator must act, 4 not available now.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a Peer: enrol with a token at the first start, come back without one
+    Run(Box<RunArgs>),
+    /// Show this Peer's own state and its Servers
+    Status(ClientArgs),
+    /// List the other Peers that are online
+    Peers(ClientArgs),
+    /// List the services that can be reached by name
+    Services(ClientArgs),
+    /// Print the route table and the services of each Peer
+    Tables(ClientArgs),
+    /// List the links to Servers and Peers, with their path
+    Links(ClientArgs),
+    /// Say why the link to one node is as it is
+    Why(WhyArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// TOML file with the same keys as the flags below, `-` written as `_`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: RawConfig,
+}
+
+/// Which Peer to ask, and how to print.
+#[derive(Debug, Clone, Args)]
+struct ClientArgs {
+    /// Data directory of a Peer that runs on this host
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct WhyArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Id of a Peer (C...) or a Server (S...)
+    id: NodeId,
+}
+
+/// Parses the command line and does what it says. `serve` runs a Peer until it is told to stop.
+pub fn main<F>(serve: F) -> ExitCode
+where
+    F: AsyncFnOnce(PeerConfig, Logger, Shutdown) -> Result<(), Exit>,
+{
+    let done = match Cli::parse().verb {
+        Verb::Run(args) => run(*args, serve),
+        verb => ask(verb),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => exit.report("p2p-peer"),
+    }
+}
+
+fn run<F>(args: RunArgs, serve: F) -> Result<(), Exit>
+where
+    F: AsyncFnOnce(PeerConfig, Logger, Shutdown) -> Result<(), Exit>,
+{
+    let loaded =
+        config::load(args.config.as_deref(), ENVIRONMENT_PREFIX, &config::environment(), &args.flags)
+            .map_err(|e| Exit::usage(chain(&e)))?;
+    let config = loaded.raw.validate().map_err(|e| Exit::usage(chain(&e)))?;
+    let (log, guard) =
+        logger::start(config.log_level, config.log_format).map_err(|e| Exit::failed(chain(&e)))?;
+    for variable in loaded.ignored {
+        warn!(log, "environment variable names no setting"; "variable" => variable.name,
+            "nearest" => variable.nearest.unwrap_or_default());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Exit::failed(format!("cannot start: {e}")))?;
+    let done = runtime.block_on(async {
+        let shutdown = Shutdown::install(log.clone()).map_err(Exit::failed)?;
+        serve(config, log, shutdown).await
+    });
+    // Whatever still runs has had its time to stop.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    drop(guard);
+    done
+}
+
+fn ask(verb: Verb) -> Result<(), Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Exit::failed(format!("cannot start: {e}")))?;
+    runtime.block_on(async {
+        match verb {
+            Verb::Run(_) => Err(Exit::failed("run is no look-up")),
+            Verb::Status(args) => show::status(&args).await,
+            Verb::Peers(args) => show::peers(&args).await,
+            Verb::Services(args) => show::services(&args).await,
+            Verb::Tables(args) => show::tables(&args).await,
+            Verb::Links(args) => show::links(&args).await,
+            Verb::Why(args) => show::why(&args.client, args.id).await,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_lines_parse() {
+        for line in [
+            "p2p-peer run --data d --servers 127.0.0.1:7402 --token T --listen 127.0.0.1:6451 --metrics 127.0.0.1:9051 --service web.example=127.0.0.1:8080",
+            "p2p-peer run --data d --servers h:1,h:2 --service a=h:1 --service b=h:2 --name p --zone z --advertise h:6443",
+            "p2p-peer run --config peer.toml",
+            "p2p-peer tables --data d",
+            "p2p-peer links --data d --json",
+            "p2p-peer why --data d C6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        for line in ["p2p-peer", "p2p-peer tables", "p2p-peer run --dta d", "p2p-peer why --data d X"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Forwards: one client connection carried to one service, named by a proxy_id (SPEC F7).
+//!
+//! [`Forwarder`] opens the way to a service for the ingress ([`open`]), [`owner`] answers the FORWARDs of other
+//! Peers and dials only backends this Peer registered itself, [`splice`] copies the bytes. How a connection
+//! ends is in [`ending`].
+//!
+//! Each forward, here or for others, takes a slot of [`Forwards`]; when none is free it is refused at once.
+
+mod backend;
+pub(crate) mod ending;
+pub(crate) mod open;
+pub(crate) mod owner;
+pub(crate) mod splice;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use p2p_common::wire::tunnel::ProxyId;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub(crate) use open::{Forwarder, Opened};
+
+/// The forwards in flight.
+#[derive(Debug)]
+pub(crate) struct Forwards {
+    slots: Arc<Semaphore>,
+    in_flight: Mutex<HashSet<u32>>,
+    metrics: ForwardMetrics,
+}
+
+/// Counts of forwards.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ForwardMetrics {
+    active: Gauge,
+    total: Counter,
+    failed: Counter,
+    refused_full: Counter,
+}
+
+impl ForwardMetrics {
+    /// Shows the counts in `registry`.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "forwards_active",
+            "Forwards in flight, as ingress and as owner",
+            self.active.clone(),
+        );
+        registry.register(
+            "forwards",
+            "Forwards begun since the start; pairs with forwards_failed",
+            self.total.clone(),
+        );
+        registry.register(
+            "forwards_failed",
+            "Forwards that were refused, could not be opened or broke before their end",
+            self.failed.clone(),
+        );
+        registry.register(
+            "forwards_over_limit",
+            "Forwards refused because all slots were taken",
+            self.refused_full.clone(),
+        );
+    }
+}
+
+/// One forward in flight, until dropped.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    proxy_id: ProxyId,
+    /// Owners carry forwards that others named.
+    named_here: bool,
+    forwards: Arc<Forwards>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Forwards {
+    /// With `slots` slots.
+    pub(crate) fn new(slots: usize, metrics: ForwardMetrics) -> Arc<Self> {
+        Arc::new(Forwards { slots: Arc::new(Semaphore::new(slots)), in_flight: Mutex::default(), metrics })
+    }
+
+    /// Begins a forward as ingress, under a proxy_id no other one here has; `None` when all slots are taken.
+    pub(crate) fn begin(self: &Arc<Self>) -> Option<Forward> {
+        let slot = self.slot()?;
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        let proxy_id = loop {
+            let candidate = new_proxy_id();
+            if in_flight.insert(candidate.0) {
+                break candidate;
+            }
+        };
+        drop(in_flight);
+        Some(Forward { proxy_id, named_here: true, forwards: Arc::clone(self), _slot: slot })
+    }
+
+    /// Begins a forward as owner, under the name its ingress gave it; `None` when all slots are taken.
+    pub(crate) fn serve(self: &Arc<Self>, proxy_id: ProxyId) -> Option<Forward> {
+        let slot = self.slot()?;
+        Some(Forward { proxy_id, named_here: false, forwards: Arc::clone(self), _slot: slot })
+    }
+
+    fn slot(self: &Arc<Self>) -> Option<OwnedSemaphorePermit> {
+        match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(slot) => {
+                self.metrics.active.inc();
+                self.metrics.total.inc();
+                Some(slot)
+            }
+            Err(_) => {
+                self.metrics.refused_full.inc();
+                None
+            }
+        }
+    }
+
+    /// Counts a forward that did not come to its proper end.
+    pub(crate) fn count_failed(&self) {
+        self.metrics.failed.inc();
+    }
+
+    /// In flight now, and begun since the start.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (u64::try_from(self.metrics.active.get()).unwrap_or(0), self.metrics.total.get())
+    }
+}
+
+impl Forward {
+    /// Its name.
+    pub(crate) fn proxy_id(&self) -> ProxyId {
+        self.proxy_id
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        if self.named_here {
+            self.forwards.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.proxy_id.0);
+        }
+        self.forwards.metrics.active.dec();
+    }
+}
+
+/// A random name; 0 is no forward's, since a REFUSE of a hello carries it.
+pub(crate) fn new_proxy_id() -> ProxyId {
+    ProxyId(rand::random_range(1..=u32::MAX))
+}

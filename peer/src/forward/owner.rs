@@ -1,0 +1,126 @@
+//! The owner's side of a tunnel: answers FORWARDs for the services of this Peer, one after the other.
+//!
+//! A FORWARD brings a name, never an address; only a backend registered here, and visible to the caller, is
+//! dialled (SPEC F7, I8). The caller is who the tunnel's certificate says.
+
+use std::sync::Arc;
+
+use p2p_common::service::ServiceName;
+use p2p_common::wire::tunnel::ProxyId;
+use p2p_common::{ErrorCode, NodeId};
+use p2p_peer_core::ForwardRefusal;
+use slog::{Logger, debug};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use super::splice::{Buffers, Pipe, Plain, copy_both};
+use super::{Forwards, backend, ending};
+use crate::published::Views;
+use crate::tunnel::{Tunnel, TunnelError};
+
+/// Client bytes that came with a FORWARD that is refused; more would be a client that does not listen.
+const DISCARD_MAX_BYTES: usize = 1 << 20;
+
+/// What serving tunnels needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Owner {
+    /// Who may reach which backend.
+    pub(crate) views: Arc<Views>,
+    /// The slots.
+    pub(crate) forwards: Arc<Forwards>,
+    /// For copying.
+    pub(crate) buffers: Buffers,
+    /// Where to report.
+    pub(crate) log: Logger,
+}
+
+/// Why a forward is refused.
+struct Refusal {
+    code: ErrorCode,
+    text: String,
+}
+
+impl Owner {
+    /// Serves `caller`'s FORWARDs until it closes the tunnel, or until `drain` is cancelled between two.
+    ///
+    /// # Errors
+    /// When the tunnel breaks. A backend that breaks breaks the tunnel of its forward as well: that is how the
+    /// ingress learns that what it got is not the whole.
+    pub(crate) async fn serve<S>(
+        &self,
+        mut tunnel: Tunnel<S>,
+        caller: NodeId,
+        drain: &CancellationToken,
+    ) -> Result<(), TunnelError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        loop {
+            let next = tokio::select! {
+                next = tunnel.next_forward() => next?,
+                () = drain.cancelled() => return Ok(()),
+            };
+            let Some((proxy_id, service)) = next else { return Ok(()) };
+            tunnel.received(proxy_id).await?;
+            let slot = self.forwards.serve(proxy_id);
+            let backend = match &slot {
+                Some(_) => self.open(caller, &service).await,
+                None => Err(Refusal {
+                    code: ErrorCode::Exhausted,
+                    text: "its owner carries as many forwards as it can".to_owned(),
+                }),
+            };
+            match backend {
+                Ok(backend) => self.carry(&mut tunnel, proxy_id, &service, backend).await?,
+                Err(Refusal { code, text }) => {
+                    debug!(self.log, "forward refused"; "proxy_id" => %proxy_id, "service" => %service,
+                        "peer_id" => caller, "code" => code.as_str(), "error" => &text);
+                    self.forwards.count_failed();
+                    tunnel.refuse(proxy_id, code, text, DISCARD_MAX_BYTES).await?;
+                }
+            }
+        }
+    }
+
+    async fn open(&self, caller: NodeId, service: &ServiceName) -> Result<Plain<TcpStream>, Refusal> {
+        let backend = self.views.tables().may_forward(caller, service);
+        let backend = backend.map_err(|ForwardRefusal { code, text }| Refusal { code, text })?;
+        // The backend's address is the owner's affair: it goes into its own log, not to the caller.
+        backend::connect(&backend).await.map_err(|error| {
+            debug!(self.log, "backend failed"; "service" => %service, "error" => %error);
+            let text = match backend::code(&error) {
+                ErrorCode::BackendTimeout => "the backend did not answer its owner in time",
+                _ => "the backend refused its owner's connection",
+            };
+            Refusal { code: backend::code(&error), text: text.to_owned() }
+        })
+    }
+
+    async fn carry<S>(
+        &self,
+        tunnel: &mut Tunnel<S>,
+        proxy_id: ProxyId,
+        service: &ServiceName,
+        mut backend: Plain<TcpStream>,
+    ) -> Result<(), TunnelError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        tunnel.accept(proxy_id);
+        let (mut there, mut back) = (Pipe::new(self.buffers.get()), Pipe::new(self.buffers.get()));
+        match copy_both((&mut *tunnel, &mut there), (&mut backend, &mut back)).await {
+            Ok(()) => {
+                tunnel.reset();
+                Ok(())
+            }
+            Err(error) => {
+                debug!(self.log, "forward broke"; "proxy_id" => %proxy_id, "service" => %service,
+                    "error" => %error);
+                self.forwards.count_failed();
+                ending::abort(backend.get_ref());
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Copying bytes between two ends: [`Pipe`] moves one direction, [`copy_both`] two at a time.
+//!
+//! An end is a [`Carrier`]: a plain connection ([`Plain`]) or a tunnel, which frames what it carries. A pipe
+//! reads only when all it holds is sent, so a slow reader stops the writer behind it (back-pressure), and an
+//! end of stream is passed on without touching the other direction (half-close). Everything is polled from
+//! one task: no lock between the directions, no allocation once the buffers are there.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::tunnel::TunnelError;
+
+/// Bytes of a copy buffer, the room for a frame header in front included: what a frame and four TLS records
+/// hold. Two of them per forward on each Peer.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Room in front of the bytes, so that a frame header and they go out as one piece.
+pub(crate) const FRONT_BYTES: usize = p2p_common::wire::tunnel::LENGTH_BYTES;
+/// The most bytes a buffer holds.
+pub(crate) const BUFFER_MAX_BYTES: usize = BUFFER_BYTES - FRONT_BYTES;
+
+/// Buffers kept for the next forward: 16 MiB, what 64 forwards at a time use on one Peer. More are allocated
+/// and freed as they are needed; how many there can be follows from the bound on forwards.
+const SPARE_MAX: usize = 256;
+
+/// Buffers that are not in use. Cheap to copy.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Buffers {
+    spare: Arc<Mutex<Vec<Box<[u8]>>>>,
+}
+
+impl Buffers {
+    /// An empty buffer.
+    pub(crate) fn get(&self) -> CopyBuffer {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let bytes = spare.unwrap_or_else(|| vec![0; BUFFER_BYTES].into());
+        CopyBuffer { bytes, start: FRONT_BYTES, end: FRONT_BYTES, home: self.clone() }
+    }
+
+    /// The buffer that is in use, with an empty one put in its place.
+    pub(crate) fn swap(&self, used: &mut CopyBuffer) -> CopyBuffer {
+        std::mem::replace(used, self.get())
+    }
+}
+
+/// Bytes read and not yet sent, contiguous, with room for a frame header in front.
+#[derive(Debug)]
+pub(crate) struct CopyBuffer {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+    home: Buffers,
+}
+
+impl Drop for CopyBuffer {
+    fn drop(&mut self) {
+        let mut spare = self.home.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_MAX {
+            spare.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl CopyBuffer {
+    /// What was read and not consumed.
+    pub(crate) fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Whether there is nothing unread.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether nothing more can be read before something is consumed.
+    pub(crate) fn is_full(&self) -> bool {
+        self.unread().len() == BUFFER_MAX_BYTES
+    }
+
+    /// Drops the first `count` unread bytes.
+    pub(crate) fn consume(&mut self, count: usize) {
+        debug_assert!(count <= self.unread().len(), "only what is there is consumed");
+        self.start += count;
+        if self.start == self.end {
+            (self.start, self.end) = (FRONT_BYTES, FRONT_BYTES);
+        }
+    }
+
+    /// Where to read into; empty only when the buffer [is full](Self::is_full).
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        if self.end == self.bytes.len() && self.start > FRONT_BYTES {
+            self.bytes.copy_within(self.start..self.end, FRONT_BYTES);
+            (self.start, self.end) = (FRONT_BYTES, FRONT_BYTES + self.end - self.start);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// Takes `count` bytes that were read into [`Self::space`].
+    pub(crate) fn fill(&mut self, count: usize) {
+        debug_assert!(self.end + count <= self.bytes.len(), "a read fits into the space it was given");
+        self.end += count;
+    }
+
+    /// Drops everything unread.
+    pub(crate) fn clear(&mut self) {
+        (self.start, self.end) = (FRONT_BYTES, FRONT_BYTES);
+    }
+
+    /// The first `count` unread bytes with `header` written in front of them; where the header goes lie only
+    /// bytes that were consumed.
+    pub(crate) fn with_header(&mut self, header: [u8; FRONT_BYTES], count: usize) -> &[u8] {
+        let front = self.start - FRONT_BYTES;
+        self.bytes[front..self.start].copy_from_slice(&header);
+        &self.bytes[front..self.start + count]
+    }
+}
+
+/// One end of a forward.
+pub(crate) trait Carrier {
+    /// Reads some bytes of this end's direction into `into`, which is not empty; 0 when the direction ended.
+    fn poll_recv(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, TunnelError>>;
+
+    /// Sends some of the first `count` bytes of `from` (not 0) and consumes them; says how many. What is
+    /// promised in one call must still be promised in the next: a frame may have been announced.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut CopyBuffer,
+        count: usize,
+    ) -> Poll<Result<usize, TunnelError>>;
+
+    /// Gets on the way what was sent.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>>;
+
+    /// Ends the direction towards this end; calling again after it is done does nothing.
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>>;
+}
+
+/// A connection that carries the bytes as they are: a client's or a backend's.
+#[derive(Debug)]
+pub(crate) struct Plain<S> {
+    stream: S,
+    finished: bool,
+}
+
+impl<S> Plain<S> {
+    /// Wraps a connection.
+    pub(crate) fn new(stream: S) -> Self {
+        Plain { stream, finished: false }
+    }
+
+    /// The connection.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
+    /// The connection, to answer on it.
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Plain<S> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, TunnelError>> {
+        let mut read = ReadBuf::new(into);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+        Poll::Ready(Ok(read.filled().len()))
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut CopyBuffer,
+        count: usize,
+    ) -> Poll<Result<usize, TunnelError>> {
+        let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, &from.unread()[..count]))?;
+        if sent == 0 {
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into()));
+        }
+        from.consume(sent);
+        Poll::Ready(Ok(sent))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        Pin::new(&mut self.stream).poll_flush(cx).map_err(TunnelError::from)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        if !self.finished {
+            match ready!(Pin::new(&mut self.stream).poll_shutdown(cx)) {
+                Ok(()) => {}
+                // The other side has already closed everything: there is nobody left to tell.
+                Err(e) if e.kind() == io::ErrorKind::NotConnected => {}
+                Err(e) => return Poll::Ready(Err(e.into())),
+            }
+            self.finished = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// One direction of a copy that ends with its stream.
+pub(crate) struct Pipe {
+    /// What was read and not sent.
+    pub(crate) buffer: CopyBuffer,
+    ended: bool,
+    unflushed: bool,
+    finished: bool,
+}
+
+impl Pipe {
+    /// Sends what `buffer` holds first.
+    pub(crate) fn new(buffer: CopyBuffer) -> Self {
+        Pipe { buffer, ended: false, unflushed: true, finished: false }
+    }
+
+    /// Moves what can be moved; ready when `from` ended and `to` was told.
+    pub(crate) fn poll<A: Carrier, B: Carrier>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut A,
+        to: &mut B,
+    ) -> Poll<Result<(), TunnelError>> {
+        if self.finished {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            while !self.buffer.is_empty() {
+                let count = self.buffer.unread().len();
+                ready!(to.poll_send(cx, &mut self.buffer, count))?;
+                self.unflushed = true;
+            }
+            if self.ended {
+                ready!(to.poll_finish(cx))?;
+                self.finished = true;
+                return Poll::Ready(Ok(()));
+            }
+            match from.poll_recv(cx, self.buffer.space())? {
+                Poll::Ready(0) => self.ended = true,
+                Poll::Ready(count) => self.buffer.fill(count),
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(to.poll_flush(cx))?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+/// Copies both ways until both directions ended. Ends early with the first error, after which neither end is
+/// of any use.
+///
+/// # Errors
+/// What an end reports.
+pub(crate) async fn copy_both<A: Carrier, B: Carrier>(
+    (a, from_a): (&mut A, &mut Pipe),
+    (b, from_b): (&mut B, &mut Pipe),
+) -> Result<(), TunnelError> {
+    std::future::poll_fn(|cx| {
+        let there = from_a.poll(cx, a, b)?;
+        let back = from_b.poll(cx, b, a)?;
+        if there.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[test]
+    fn a_buffer_keeps_order_and_room_for_a_header() {
+        let mut buffer = Buffers::default().get();
+        assert_eq!(buffer.space().len(), BUFFER_MAX_BYTES);
+        buffer.space()[..6].copy_from_slice(b"abcdef");
+        buffer.fill(6);
+        assert_eq!(buffer.with_header(*b"HEAD", 2), b"HEADab");
+        buffer.consume(2);
+        assert_eq!(buffer.with_header(*b"head", 4), b"headcdef");
+        let space = buffer.space().len();
+        buffer.space().fill(b'x');
+        buffer.fill(space);
+        assert!(!buffer.is_full(), "the consumed bytes leave room at the front");
+        assert_eq!(buffer.space().len(), 2);
+        assert_eq!(&buffer.unread()[..4], b"cdef");
+        buffer.fill(2);
+        assert!(buffer.is_full());
+        buffer.consume(BUFFER_MAX_BYTES);
+        assert!(buffer.is_empty());
+        assert_eq!(buffer.space().len(), BUFFER_MAX_BYTES);
+    }
+
+    #[tokio::test]
+    async fn half_close_passes_and_the_other_direction_goes_on() {
+        let ((mut client, near), (far, mut backend)) = (duplex(100), duplex(100));
+        let copy = tokio::spawn(async move {
+            let (mut near, mut far) = (Plain::new(near), Plain::new(far));
+            let (mut there, mut back) =
+                (Pipe::new(Buffers::default().get()), Pipe::new(Buffers::default().get()));
+            copy_both((&mut near, &mut there), (&mut far, &mut back)).await
+        });
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut asked = Vec::new();
+        backend.read_to_end(&mut asked).await.unwrap();
+        assert_eq!(asked, b"question");
+        backend.write_all(b"answer").await.unwrap();
+        drop(backend);
+        let mut answered = Vec::new();
+        client.read_to_end(&mut answered).await.unwrap();
+        assert_eq!(answered, b"answer");
+        copy.await.unwrap().unwrap();
+    }
+}

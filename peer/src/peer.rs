@@ -1,0 +1,229 @@
+//! [`Peer`]: everything a Peer is, composed, started and stopped in order. The library's face.
+//!
+//! Start: data directory, identity, ports (so that what is taken is told before anything happens), enrolment,
+//! then the tasks. Stop: the port closes, what is in flight gets its grace, sessions end properly.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::{Incarnation, NodeId, NodeKind};
+use p2p_peer_core::{Agent, AgentConfig, Heartbeat, Identity, Moment, NetSources};
+use p2p_runtime::admin::{self, Readiness};
+use p2p_runtime::clock::{Clock, unix_now};
+use p2p_runtime::exit::{Exit, chain};
+use p2p_runtime::identity::{DataDir, NodeIdentity};
+use p2p_runtime::tcp;
+use p2p_runtime::tls::{Credentials, ServerTls};
+use slog::{Logger, info, o, warn};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::agent_task::{AgentTask, MAILBOX, interface_addrs};
+use crate::config::PeerConfig;
+use crate::enrol;
+use crate::forward::owner::Owner;
+use crate::forward::splice::Buffers;
+use crate::forward::{Forwarder, Forwards};
+use crate::ingress::{Ingress, IngressLimits};
+use crate::local_api::{self, LocalApi};
+use crate::metrics::Metrics;
+use crate::published::{Myself, Views};
+use crate::tunnel::{DirectDialer, Pool, PoolLimits};
+
+/// What is in flight when the Peer stops has this long to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// Files for everything but connections: sessions, log, API, libraries.
+const FILES_RESERVED: u64 = 256;
+/// More connections than this are another Peer's, whatever the system allows.
+const CONNECTIONS_MAX: u64 = 65_536;
+/// When the system does not say how many files may be open.
+const FILES_ASSUMED: u64 = 1_024;
+
+/// A running Peer.
+#[derive(Debug)]
+pub struct Peer {
+    id: NodeId,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The sockets a Peer listens on, taken before anything else happens.
+struct Ports {
+    ingress: TcpListener,
+    metrics: TcpListener,
+    local: local_api::Socket,
+}
+
+impl Peer {
+    /// Starts a Peer; enrols it first if need be. `None` when `stop` was cancelled before it was enrolled.
+    ///
+    /// # Errors
+    /// When the data directory or a port cannot be had, or the cluster refuses the Peer for good.
+    pub async fn start(
+        config: PeerConfig,
+        stop: CancellationToken,
+        log: Logger,
+    ) -> Result<Option<Peer>, Exit> {
+        let failed = |e: &(dyn std::error::Error + 'static)| Exit::failed(chain(e));
+        let clock = Clock::start();
+        let data = DataDir::open(&config.data).map_err(|e| failed(&e))?;
+        let name = config.name.as_deref();
+        let mut identity =
+            NodeIdentity::load_or_create(&data, NodeKind::Peer, config.id, name).map_err(|e| failed(&e))?;
+        let log = log.new(o!("node_id" => identity.id().to_string()));
+        let local = local_api::listen(data.path()).map_err(|e| {
+            Exit::failed(format!("cannot listen on {}/agent.sock: {e}", data.path().display()))
+        })?;
+        let ports = Ports {
+            ingress: tcp::listen(config.listen, "--listen").map_err(|e| failed(&e))?,
+            metrics: tcp::listen(config.metrics, "--metrics").map_err(|e| failed(&e))?,
+            local,
+        };
+        let token = config.token.as_ref();
+        if !enrol::ensure(&mut identity, &data, token, &config.servers, &stop, &log).await? {
+            return Ok(None);
+        }
+        Peer::compose(config, identity, data, ports, clock, stop, log).map(Some)
+    }
+
+    /// The Id.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// Waits until everything has stopped, after the token given to [`Peer::start`] was cancelled.
+    pub async fn stopped(self) {
+        self.stop.cancelled().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn compose(
+        config: PeerConfig,
+        identity: NodeIdentity,
+        data: DataDir,
+        ports: Ports,
+        clock: Clock,
+        stop: CancellationToken,
+        log: Logger,
+    ) -> Result<Peer, Exit> {
+        let failed = |e: &(dyn std::error::Error + 'static)| Exit::failed(chain(e));
+        let enrolment = identity.enrolment().expect("it was enrolled just now");
+        let credentials = Credentials::new(&identity, enrolment).map_err(|e| failed(&e))?;
+        let (id, cluster_id) = (identity.id(), enrolment.cluster_id);
+        let incarnation = Incarnation::new(Uuid::now_v7());
+        let epoch = enrol::load_epoch(data.view()).map_err(|e| failed(&e))?;
+        let listen = ports.ingress.local_addr().map_err(|e| failed(&e))?;
+        let limits = limits(&log);
+
+        let agent = Agent::new(
+            AgentConfig {
+                identity: Identity { id, incarnation, cluster_id, epoch },
+                name: identity.name().to_owned(),
+                zone: config.zone.clone(),
+                servers: config.servers.clone(),
+                services: config.services.clone(),
+                net: NetSources {
+                    interfaces: interface_addrs().map_err(|e| failed(&e))?,
+                    listen: Some(listen),
+                    advertised: config.advertise.clone(),
+                    ..NetSources::default()
+                },
+                mesh: config.mesh,
+                on_servers_lost: config.on_servers_lost,
+                heartbeat: Heartbeat::default(),
+                print_tables: config.print_tables,
+                seed: rand::random(),
+            },
+            Moment { now: clock.now(), unix: unix_now() },
+        );
+        let views = Arc::new(Views::new(Arc::clone(agent.tables())));
+        let myself = Arc::new(Myself::new(id, cluster_id, incarnation, epoch));
+        let metrics = Metrics::default();
+        let buffers = Buffers::default();
+        let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
+        let pool = Pool::new(dialer, Arc::clone(&views), PoolLimits::default(), log.clone());
+        let forwards = Forwards::new(limits.connections, metrics.forwards.clone());
+        let ingress = Arc::new(Ingress {
+            forwarder: Forwarder {
+                views: Arc::clone(&views),
+                pool: pool.clone(),
+                forwards: Arc::clone(&forwards),
+                log: log.clone(),
+            },
+            owner: Owner {
+                views: Arc::clone(&views),
+                forwards: Arc::clone(&forwards),
+                buffers: buffers.clone(),
+                log: log.clone(),
+            },
+            pool: pool.clone(),
+            tls: ServerTls::tunnel(Arc::clone(&credentials)),
+            myself: Arc::clone(&myself),
+            buffers,
+            clients_allow: config.clients_allow,
+            limits,
+            metrics: metrics.ingress.clone(),
+            log: log.clone(),
+        });
+        let (mailbox, inputs) = mpsc::channel(MAILBOX);
+        let starting = Readiness::NotReady(vec![agent.state().to_string()]);
+        let (ready, is_ready) = watch::channel(starting);
+        let router = admin::router(Arc::new(metrics.registry()), is_ready);
+        let api = LocalApi {
+            id: id.to_string(),
+            name: identity.name().to_owned(),
+            zone: config.zone,
+            cluster_id: cluster_id.to_string(),
+            clock,
+            views: Arc::clone(&views),
+            pool: pool.clone(),
+            mailbox: mailbox.clone(),
+        };
+        info!(log, "peer started"; "name" => identity.name(), "listen" => %listen, "metrics" => %config.metrics,
+            "cluster_id" => %cluster_id, "services" => config.services.len(),
+            "version" => env!("CARGO_PKG_VERSION"));
+        let agent = AgentTask {
+            agent,
+            inputs,
+            mailbox,
+            views,
+            ready,
+            pool: pool.clone(),
+            forwards,
+            myself,
+            credentials,
+            data: Arc::new(data),
+            clock,
+            metrics: metrics.tables,
+            log: log.clone(),
+            sessions: HashMap::new(),
+        };
+        let tasks = TaskTracker::new();
+        tasks.spawn(agent.run(stop.clone()));
+        tasks.spawn(pool.run(stop.clone()));
+        tasks.spawn(ingress.run(ports.ingress, stop.clone(), GRACE));
+        tasks.spawn(admin::serve(ports.metrics, router, stop.clone(), log.clone()));
+        tasks.spawn(api.serve(ports.local, stop.clone(), log));
+        Ok(Peer { id, stop, tasks })
+    }
+}
+
+/// What the system's limit on open files allows: a forward takes two, as ingress and as owner alike.
+fn limits(log: &Logger) -> IngressLimits {
+    let files = match tcp::raise_open_files() {
+        Ok(files) => files.now.unwrap_or(u64::MAX),
+        Err(error) => {
+            warn!(log, "cannot raise the limit on open files"; "error" => %error);
+            FILES_ASSUMED
+        }
+    };
+    let connections = (files.saturating_sub(FILES_RESERVED) / 2).clamp(64, CONNECTIONS_MAX);
+    info!(log, "limits"; "open_files" => files, "connections" => connections);
+    // 256 handshakes: at 10 s for the slowest, 25 silent Peers a second are borne.
+    IngressLimits { connections: connections as usize, handshakes: 256 }
+}

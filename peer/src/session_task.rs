@@ -1,0 +1,249 @@
+//! One attempt at a session with a Server: dial, open the stream, carry messages both ways, end it properly.
+//!
+//! What is said is the agent's to decide: it hears everything through its mailbox and hands in what goes up.
+//! Dropping the [`SessionHandle`] ends the session: the request stream ends first, so that the Server sees an
+//! end and the connection is closed, not left behind. Source: SPEC P1, P5.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::member::Member;
+use p2p_common::{ErrorCode, NodeKind};
+use p2p_peer_core::{DialFailure, DialServer, FromServer, MemberTable, SessionToken, ToServer};
+use p2p_proto::convert::{self, ConvertError};
+use p2p_proto::v1::session_client::SessionClient;
+use p2p_proto::v1::{self, session_down, session_up};
+use p2p_runtime::exit::chain;
+use p2p_runtime::grpc::{ChannelParams, Connection, connect};
+use p2p_runtime::tls::{Connector, Credentials, Expect};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::agent_task::Input;
+
+/// Messages on their way up; a Server that lets so many wait takes nothing, and the session ends.
+const UP_QUEUE: usize = 64;
+/// After our end of the stream the Server has this long to end its own.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The agent's side of a session.
+#[derive(Debug)]
+pub(crate) struct SessionHandle {
+    up: mpsc::Sender<ToServer>,
+    /// Dropped, it ends the attempt whatever it is doing.
+    _alive: oneshot::Sender<()>,
+}
+
+impl SessionHandle {
+    /// Hands in a message; `false` when the queue is full or the session is over.
+    pub(crate) fn send(&self, message: ToServer) -> bool {
+        self.up.try_send(message).is_ok()
+    }
+}
+
+/// Starts an attempt; everything of it is told to `agent`.
+pub(crate) fn spawn(
+    dial: DialServer,
+    credentials: Arc<Credentials>,
+    agent: mpsc::Sender<Input>,
+) -> SessionHandle {
+    let (up, messages) = mpsc::channel(UP_QUEUE);
+    let (alive, ended) = oneshot::channel();
+    tokio::spawn(async move {
+        let session = dial.session;
+        let attempt = Attempt { session, credentials, agent: agent.clone() };
+        let ending = attempt.run(dial, messages, ended).await;
+        // The agent ended it and expects nothing, or is gone itself: then nobody listens.
+        if let Some(input) = ending {
+            let _ = agent.send(input).await;
+        }
+    });
+    SessionHandle { up, _alive: alive }
+}
+
+struct Attempt {
+    session: SessionToken,
+    credentials: Arc<Credentials>,
+    agent: mpsc::Sender<Input>,
+}
+
+impl Attempt {
+    /// Runs to the end of the attempt; `None` when the agent ended it.
+    async fn run(
+        self,
+        dial: DialServer,
+        messages: mpsc::Receiver<ToServer>,
+        mut ended: oneshot::Receiver<()>,
+    ) -> Option<Input> {
+        let session = self.session;
+        let dialled = tokio::select! {
+            dialled = self.dial(dial) => dialled,
+            _ = &mut ended => return None,
+        };
+        let connection = match dialled {
+            Ok(connection) => connection,
+            Err(failures) => return Some(Input::SessionFailed { session, failures }),
+        };
+        let opened = Input::SessionOpened {
+            session,
+            server: connection.identity.node_id,
+            address: connection.remote.to_string(),
+        };
+        self.agent.send(opened).await.ok()?;
+        let reason = self.carry(connection, messages, ended).await?;
+        Some(Input::SessionClosed { session, reason })
+    }
+
+    async fn dial(&self, dial: DialServer) -> Result<Connection, Vec<DialFailure>> {
+        let expect = match dial.server {
+            Some(id) => Expect::Node { id, key_hash: dial.key_hash },
+            None => Expect::Kind(NodeKind::Server),
+        };
+        let connector = Connector::node(Arc::clone(&self.credentials), expect);
+        let mut failures = Vec::new();
+        for address in &dial.addresses {
+            match connect(&connector, address, &ChannelParams::default()).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => {
+                    failures.push(DialFailure { address: address.to_string(), error: chain(&error) });
+                }
+            }
+        }
+        Err(failures)
+    }
+
+    /// Carries messages until the stream ends; the reason, or `None` when the agent ended it.
+    async fn carry(
+        &self,
+        connection: Connection,
+        messages: mpsc::Receiver<ToServer>,
+        mut ended: oneshot::Receiver<()>,
+    ) -> Option<String> {
+        let up = ReceiverStream::new(messages).map(up_to);
+        let mut client = SessionClient::new(connection.channel);
+        let attached = tokio::select! {
+            attached = client.attach(up) => attached,
+            _ = &mut ended => return None,
+        };
+        let mut down = match attached {
+            Ok(response) => response.into_inner(),
+            Err(status) => return Some(refusal(&status)),
+        };
+        loop {
+            let message = tokio::select! {
+                message = down.message() => message,
+                _ = &mut ended => {
+                    // Our stream ended with the handle; the Server ends its own when it has read that.
+                    let rest = async { while let Ok(Some(_)) = down.message().await {} };
+                    let _ = tokio::time::timeout(END_TIMEOUT, rest).await;
+                    return None;
+                }
+            };
+            let message = match message {
+                Ok(Some(message)) => message,
+                Ok(None) => return Some("the Server ended the stream".to_owned()),
+                Err(status) => return Some(refusal(&status)),
+            };
+            match down_from(message) {
+                Ok(Some(message)) => {
+                    let input = Input::SessionMessage { session: self.session, message };
+                    self.agent.send(input).await.ok()?;
+                }
+                // Of a newer version.
+                Ok(None) => {}
+                Err(error) => return Some(format!("the Server sent what makes no sense: {error}")),
+            }
+        }
+    }
+}
+
+fn refusal(status: &tonic::Status) -> String {
+    match status.message() {
+        "" => format!("the Server answered {}", status.code()),
+        text => text.to_owned(),
+    }
+}
+
+fn up_to(message: ToServer) -> v1::SessionUp {
+    use session_up::Message;
+    let message = match message {
+        ToServer::Open { hello, report, resume } => Message::Open(v1::SessionOpen {
+            hello: Some(convert::hello_to(&hello)),
+            report: Some(convert::report_to(&report)),
+            view_revision: resume.map_or(0, |at| at.revision),
+            view_server_incarnation: resume.map(|at| at.incarnation.to_string()).unwrap_or_default(),
+        }),
+        ToServer::Report(report) => Message::Report(convert::report_to(&report)),
+        ToServer::Links(links) => {
+            Message::Links(v1::LinkReport { links: links.iter().map(convert::link_to).collect() })
+        }
+        ToServer::Heartbeat => Message::Heartbeat(v1::Heartbeat {}),
+    };
+    v1::SessionUp { message: Some(message) }
+}
+
+/// A received message; `None` for kinds this version does not know.
+fn down_from(message: v1::SessionDown) -> Result<Option<FromServer>, ConvertError> {
+    use session_down::Message;
+    let Some(message) = message.message else { return Ok(None) };
+    Ok(Some(match message {
+        Message::Welcome(welcome) => FromServer::Welcome {
+            hello: convert::hello_from(welcome.hello)?,
+            seen_from: match welcome.seen_from.as_str() {
+                "" => None,
+                text => Some(convert::parse(text, "seen_from")?),
+            },
+            members: members_from(welcome.members)?,
+        },
+        Message::Members(table) => FromServer::Members(members_from(Some(table))?),
+        Message::Push(push) => FromServer::Push(convert::push_from(push)?),
+        Message::Heartbeat(v1::Heartbeat {}) => FromServer::Heartbeat,
+        Message::End(end) => FromServer::End {
+            code: ErrorCode::from_number(end.code),
+            message: end.message.chars().take(512).collect(),
+        },
+    }))
+}
+
+fn members_from(table: Option<v1::MemberTable>) -> Result<MemberTable, ConvertError> {
+    let (version, members): (u64, Vec<Member>) = convert::member_table_from(table)?;
+    Ok(MemberTable { version, members })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2p_common::wire::{Hello, VERSIONS};
+    use p2p_common::{ClusterId, Epoch, Incarnation, NodeId};
+    use uuid::Uuid;
+
+    #[test]
+    fn messages_are_taken_checked_or_skipped() {
+        let hello = Hello {
+            versions: VERSIONS,
+            cluster_id: Some(ClusterId::new(Uuid::from_u128(1))),
+            from: NodeId::new(NodeKind::Server, Uuid::from_u128(2)),
+            to: None,
+            epoch: Epoch(1),
+            incarnation: Incarnation::new(Uuid::from_u128(3)),
+            features: 0,
+        };
+        let welcome = v1::SessionWelcome {
+            hello: Some(convert::hello_to(&hello)),
+            seen_from: "192.0.2.1:50000".into(),
+            members: Some(v1::MemberTable::default()),
+        };
+        let down = |message| v1::SessionDown { message: Some(message) };
+        let taken = down_from(down(session_down::Message::Welcome(welcome.clone()))).unwrap();
+        assert!(matches!(taken, Some(FromServer::Welcome { seen_from: Some(_), .. })), "{taken:?}");
+        for bad in [
+            v1::SessionWelcome { hello: None, ..welcome.clone() },
+            v1::SessionWelcome { seen_from: "here".into(), ..welcome.clone() },
+            v1::SessionWelcome { members: None, ..welcome },
+        ] {
+            assert!(down_from(down(session_down::Message::Welcome(bad))).is_err());
+        }
+        assert_eq!(down_from(v1::SessionDown { message: None }), Ok(None));
+    }
+}

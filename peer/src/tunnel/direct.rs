@@ -1,0 +1,141 @@
+//! Dialling a tunnel over TCP and TLS (SPEC N2, FACTS of the transport: TCP first).
+//!
+//! The addresses of a Peer are tried best first, each with a head start before the next; the first that ends
+//! in two hellos wins. Whatever answers, only the Id and the key that table E names are taken (SPEC I6).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use p2p_common::addr::HostPort;
+use p2p_common::{KeyHash, NodeId};
+use p2p_runtime::tcp::{self, CongestionReport};
+use p2p_runtime::tls::{ClientTlsStream, ConnectError, Connector, Credentials, Expect};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::{LinkCounters, Tunnel, TunnelError};
+use crate::published::Myself;
+
+/// The next address is tried after this long without an answer: longer than a round trip around the world
+/// would make the user wait, shorter would dial what is not needed.
+const HEAD_START: Duration = Duration::from_millis(200);
+/// For TCP and TLS to one address: two SYN retransmissions.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A tunnel that was dialled.
+#[derive(Debug)]
+pub(crate) struct DirectTunnel {
+    /// The tunnel.
+    pub(crate) tunnel: Box<Tunnel<ClientTlsStream<TcpStream>>>,
+    /// The address that answered.
+    pub(crate) address: HostPort,
+    /// How long the hellos took.
+    pub(crate) rtt: Duration,
+    /// What its TCP runs on.
+    pub(crate) congestion: CongestionReport,
+}
+
+/// Why a Peer cannot be dialled: what happened at each address that was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DialFailures(pub(crate) Vec<(HostPort, String)>);
+
+impl fmt::Display for DialFailures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("it offers no address that may be dialled from here");
+        }
+        for (nth, (address, error)) in self.0.iter().enumerate() {
+            let gap = if nth == 0 { "" } else { "; " };
+            write!(f, "{gap}{address}: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why one address did not do.
+#[derive(Debug, thiserror::Error)]
+enum AddressError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+}
+
+/// Dials tunnels as one node.
+#[derive(Debug, Clone)]
+pub(crate) struct DirectDialer {
+    /// What is shown and trusted.
+    pub(crate) credentials: Arc<Credentials>,
+    /// Who dials.
+    pub(crate) myself: Arc<Myself>,
+}
+
+impl DirectDialer {
+    /// Dials `id`, which shows `key_hash`, at the first of `addresses` that does.
+    ///
+    /// # Errors
+    /// When none does, with what happened at each.
+    pub(crate) async fn dial(
+        &self,
+        id: NodeId,
+        key_hash: KeyHash,
+        addresses: &[HostPort],
+        counters: &Arc<LinkCounters>,
+    ) -> Result<DirectTunnel, DialFailures> {
+        let connector =
+            Connector::tunnel(Arc::clone(&self.credentials), Expect::Node { id, key_hash: Some(key_hash) });
+        let mut waiting = addresses.iter();
+        let mut running = FuturesUnordered::new();
+        let mut failures = Vec::new();
+        let mut next_at = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                Some(done) = running.next() => {
+                    let (address, outcome): (&HostPort, Result<DirectTunnel, AddressError>) = done;
+                    match outcome {
+                        Ok(tunnel) => return Ok(tunnel),
+                        Err(error) => failures.push((address.clone(), error.to_string())),
+                    }
+                    next_at = Instant::now();
+                }
+                () = tokio::time::sleep_until(next_at), if waiting.len() > 0 => {
+                    let address = waiting.next().expect("there is one left");
+                    next_at = Instant::now() + HEAD_START;
+                    let dial = self.dial_address(&connector, id, address, counters);
+                    running.push(async move { (address, dial.await) });
+                }
+                else => return Err(DialFailures(failures)),
+            }
+        }
+    }
+
+    async fn dial_address(
+        &self,
+        connector: &Connector,
+        id: NodeId,
+        address: &HostPort,
+        counters: &Arc<LinkCounters>,
+    ) -> Result<DirectTunnel, AddressError> {
+        let tcp = tcp::connect(address, DIAL_TIMEOUT).await.map_err(ConnectError::from)?;
+        let congestion = tcp::use_bbr(&tcp);
+        let dialed = connector.connect(address, tcp, DIAL_TIMEOUT).await?;
+        let start = Instant::now();
+        let tunnel = Tunnel::greet(
+            dialed.stream,
+            Arc::clone(counters),
+            &self.myself.hello(Some(id)),
+            &self.myself.expected(dialed.identity.node_id),
+        )
+        .await?;
+        Ok(DirectTunnel {
+            tunnel: Box::new(tunnel),
+            address: address.clone(),
+            rtt: start.elapsed(),
+            congestion,
+        })
+    }
+}

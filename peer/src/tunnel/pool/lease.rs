@@ -1,0 +1,86 @@
+//! Tunnels that are out of the pool: [`Lease`] for those we dialled, [`AcceptedTunnel`] for those of others.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use p2p_runtime::tls::ClientTlsStream;
+use slog::debug;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Shared;
+use super::remote::Remote;
+use crate::tunnel::{DirectTunnel, LinkCounters, Tunnel};
+
+/// What may still come of a forward that we ended before its tunnel is not worth waiting for.
+const DISCARD_MAX_BYTES: usize = 256 * 1024;
+/// How long the owner has to end its direction after we ended ours. Most services close as soon as their
+/// client does; one that does not costs a tunnel.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A tunnel in use. Dropped, it closes; [`Lease::give_back`] and [`Lease::retire`] keep it.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    /// None only after it was given back.
+    pub(super) direct: Option<DirectTunnel>,
+    pub(super) remote: Arc<Remote>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) _slot: OwnedSemaphorePermit,
+}
+
+/// Counts a tunnel that a remote dialled, until dropped.
+#[derive(Debug)]
+pub(crate) struct AcceptedTunnel {
+    pub(super) remote: Arc<Remote>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl AcceptedTunnel {
+    /// The link's byte counts.
+    pub(crate) fn counters(&self) -> Arc<LinkCounters> {
+        Arc::clone(&self.remote.counters)
+    }
+}
+
+impl Drop for AcceptedTunnel {
+    fn drop(&mut self) {
+        self.remote.accepted.fetch_sub(1, Ordering::Relaxed);
+        self.shared.note(&self.remote, |changes| {
+            changes.closed_accepted += 1;
+            changes.reason = "its side closed the tunnel".to_owned();
+        });
+    }
+}
+
+impl Lease {
+    /// The tunnel.
+    pub(crate) fn tunnel(&mut self) -> &mut Tunnel<ClientTlsStream<TcpStream>> {
+        &mut self.direct.as_mut().expect("only giving back takes it").tunnel
+    }
+
+    /// Puts the tunnel back for the next forward; only when it is between two.
+    pub(crate) fn give_back(mut self) {
+        if let Some(direct) = self.direct.take_if(|direct| direct.tunnel.is_between_forwards()) {
+            self.shared.put_back(&self.remote, direct);
+        }
+    }
+
+    /// Ends the forward from our side and gives the tunnel back once the owner ended its side too; closes it
+    /// when that takes too long.
+    pub(crate) async fn retire(mut self) {
+        let settle = self.tunnel().settle(DISCARD_MAX_BYTES);
+        match tokio::time::timeout(SETTLE_TIMEOUT, settle).await {
+            Ok(Ok(())) => self.give_back(),
+            Ok(Err(error)) => debug!(self.shared.log, "tunnel dropped"; "error" => %error),
+            Err(_) => debug!(self.shared.log, "tunnel dropped"; "error" => "its forward did not end in time"),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.direct.take().is_some() {
+            self.shared.closed(&self.remote, 1, "its forward broke");
+        }
+    }
+}
