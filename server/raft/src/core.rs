@@ -1,7 +1,7 @@
 //! The raft group member as inputs and outputs, around the raft crate's `RawNode`.
 //!
 //! ```text
-//! inputs ──► RawNode ──► Ready ──► Send (a leader's messages may overtake its own disk)
+//! inputs ──► RawNode ──► Ready ──► Send (a leader's messages may overtake its own log write)
 //!   ▲                              Apply (committed and stored before), reads and proposals answered
 //!   │                              Persist ─ ─ the owner writes and syncs
 //!   └── handle_persisted ◄─ ─ ─ ─ ─ ┘
@@ -89,6 +89,8 @@ pub struct RaftCore {
     snapshots: Snapshots,
     election: Election,
     status: Status,
+    /// Term and vote on stable storage.
+    stored_ballot: (u64, RaftId),
     membership: Membership,
     joint_since_tick: Option<u64>,
     applied: u64,
@@ -114,6 +116,7 @@ impl RaftCore {
         let nonce = election.nonce();
         let mut core = RaftCore {
             status: Status { role: Role::Follower, leader: None, term: raw.raft.term, leader_ready: false },
+            stored_ballot: (raw.raft.term, raw.raft.vote),
             joint_since_tick: membership.is_joint().then_some(0),
             proposals: Proposals::new(config.proposals_max),
             reads: Reads::new(&config, nonce),
@@ -140,7 +143,7 @@ impl RaftCore {
         self.tick += 1;
         // Who cannot write must not stand for election; and raft-rs panics when the only voter wins one while
         // its last entries are not stored.
-        if self.in_flight.is_none() || self.status.role == Role::Leader {
+        if self.in_flight.is_none() || self.leads() {
             self.raw.tick();
         }
         self.observe();
@@ -234,7 +237,7 @@ impl RaftCore {
     ///
     /// When this node does not lead or `raft_id` has no vote.
     pub fn handle_transfer(&mut self, raft_id: RaftId) -> Result<(), TransferRefused> {
-        if self.status.role != Role::Leader {
+        if !self.leads() {
             return Err(TransferRefused::NotLeader);
         }
         if raft_id == self.config.raft_id || !self.membership.voters.contains(&raft_id) {
@@ -292,7 +295,7 @@ impl RaftCore {
 
     /// The other members as the leader sees them, ascending; empty on others.
     pub fn progress(&self) -> Vec<MemberProgress> {
-        if self.status.role != Role::Leader {
+        if !self.leads() {
             return Vec::new();
         }
         let last = self.raw.raft.raft_log.last_index();
@@ -345,7 +348,7 @@ impl RaftCore {
 
     /// raft-rs would forward a follower's proposal, whose outcome then nobody learns.
     fn check_may_propose(&self) -> Result<(), ProposalFailure> {
-        if self.raw.raft.state != StateRole::Leader {
+        if !self.leads() {
             return Err(ProposalFailure::NotLeader { hint: self.status.leader });
         }
         if self.raw.raft.lead_transferee.is_some() {
@@ -369,7 +372,7 @@ impl RaftCore {
     fn campaign_if_alone(&mut self) {
         let me = self.config.raft_id;
         let alone = !self.membership.is_joint() && self.membership.voters.iter().eq([&me]);
-        if alone && self.status.role != Role::Leader && self.in_flight.is_none() {
+        if alone && !self.leads() && self.in_flight.is_none() {
             self.campaign();
         }
     }
@@ -405,7 +408,7 @@ impl RaftCore {
     /// A node that is being removed can be elected before it is gone. raft-rs panics when it leads on after
     /// that, so it steps down with the entry that removes it.
     fn step_down_if_removed(&mut self) {
-        if self.raw.raft.state != StateRole::Leader || self.membership.contains(self.config.raft_id) {
+        if !self.leads() || self.membership.contains(self.config.raft_id) {
             return;
         }
         info!(self.logger, "removed leader steps down");
@@ -420,7 +423,19 @@ impl RaftCore {
     /// raft-rs takes a leader beside a single voter for that voter and confirms reads by nobody's leave, while
     /// the voter may have been elected already.
     fn leads_without_vote(&self) -> bool {
-        self.status.role == Role::Leader && !self.membership.is_voter(self.config.raft_id)
+        self.leads() && !self.membership.is_voter(self.config.raft_id)
+    }
+
+    /// Whether raft takes this node for the leader, told or not.
+    fn leads(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// A voter alone elects itself without a word to anyone, so its term and its vote may be news to its own
+    /// disk. Until they are stored, a crash gives the term away again, to itself or to another: it must neither
+    /// send nor be called a leader. raft-rs does not hold its messages back.
+    fn ballot_is_stored(&self) -> bool {
+        self.stored_ballot == (self.raw.raft.term, self.raw.raft.vote)
     }
 
     fn best_voter(&self) -> Option<RaftId> {
@@ -438,12 +453,13 @@ impl RaftCore {
         let role = match raft.state {
             StateRole::Follower => Role::Follower,
             StateRole::PreCandidate => Role::PreCandidate,
-            StateRole::Candidate => Role::Candidate,
-            StateRole::Leader => Role::Leader,
+            StateRole::Leader if self.ballot_is_stored() => Role::Leader,
+            StateRole::Candidate | StateRole::Leader => Role::Candidate,
         };
+        let leader = Some(raft.leader_id).filter(|id| *id != raft::INVALID_ID);
         let status = Status {
             role,
-            leader: Some(raft.leader_id).filter(|id| *id != raft::INVALID_ID),
+            leader: leader.filter(|id| *id != raft.id || role == Role::Leader),
             term: raft.term,
             leader_ready: role == Role::Leader && raft.apply_to_current_term(),
         };
@@ -451,7 +467,7 @@ impl RaftCore {
             self.election.draw();
         }
         self.raw.raft.set_randomized_election_timeout(self.election.timeout_ticks() as usize);
-        let leading = (role == Role::Leader).then_some(status.term);
+        let leading = self.leads().then_some(status.term);
         for token in self.proposals.take_orphans(leading) {
             self.fail_proposal(token, ProposalFailure::OutcomeUnknown);
         }

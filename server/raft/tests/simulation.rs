@@ -41,7 +41,7 @@ fn chaos(seed: u64, planted: Planted, trace: bool) -> (Figures, Option<u64>) {
     world.faults = Faults {
         crash: [0.0, 0.0005, 0.003].choose(&mut world.rng).copied().unwrap(),
         slow_write: [0.0, 0.1, 0.5].choose(&mut world.rng).copied().unwrap(),
-        write_state: [0.01, 0.2, 1.0].choose(&mut world.rng).copied().unwrap(),
+        write_state: [0.0, 0.2, 1.0].choose(&mut world.rng).copied().unwrap(),
     };
     let kills = [0.0, 0.002, 0.01].choose(&mut world.rng).copied().unwrap();
     let partitions = [0.0, 0.002, 0.01].choose(&mut world.rng).copied().unwrap();

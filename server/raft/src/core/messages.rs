@@ -7,7 +7,6 @@ use p2p_common::member::RaftId;
 
 use super::RaftCore;
 use crate::message::{BadMessage, Message, MessageKind};
-use crate::output::Role;
 
 /// Why a message was not taken. The state did not change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,7 +65,7 @@ impl RaftCore {
             self.last_heard_tick.insert(message.from, self.tick);
         }
         // Only the leader can answer; passing it on could go round in circles while the leader changes.
-        let answers_reads = self.status.role == Role::Leader && !self.leads_without_vote();
+        let answers_reads = self.leads() && !self.leads_without_vote();
         if message.kind == MessageKind::ReadIndex && !answers_reads {
             return Ok(());
         }
@@ -104,7 +103,7 @@ impl RaftCore {
                     .find(|(index, term)| known(*index) && !log.match_term(*index, *term));
                 conflict.map_or(Ok(()), |(index, _)| diverged(index))
             }
-            MessageKind::AppendResponse if self.status.role == Role::Leader && !message.reject => {
+            MessageKind::AppendResponse if self.leads() && !message.reject => {
                 // Nobody stores entries the leader of the term does not have.
                 if message.term == self.raw.raft.term && message.index > last {
                     return diverged(message.index);

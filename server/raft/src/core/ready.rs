@@ -1,11 +1,12 @@
 //! From raft's `Ready` to outputs, in the one order that is safe.
 //!
 //! raft-rs 0.7: `advance_append_async` right after `ready` (the entries are readable from memory by then),
-//! `on_persist_ready` when they are on stable storage. A leader's messages may go before its own write; every
-//! other node's wait for it. Committed entries come out of a `Ready` only when an earlier write has stored them,
+//! `on_persist_ready` when they are on stable storage. A leader's messages may go before its own write, unless
+//! that write is what makes it the leader; every other node's wait for it. Committed entries come out of a `Ready` only when an earlier write has stored them,
 //! so they may be applied at once.
 
 use bytes::Bytes;
+use p2p_common::member::RaftId;
 use protobuf::Message as _;
 use raft::eraftpb::{self, ConfChangeV2};
 use slog::{debug, info};
@@ -22,6 +23,8 @@ use crate::snapshot::{Building, Compaction, Snapshot};
 pub(super) struct InFlight {
     persist_number: u64,
     ready_number: u64,
+    /// Term and vote in it.
+    ballot: (u64, RaftId),
     messages: Vec<Message>,
     install: Option<Snapshot>,
 }
@@ -54,6 +57,7 @@ impl RaftCore {
         let Some(in_flight) = in_flight else {
             self.broken("persisted", &format_args!("write {number} is not under way"))
         };
+        self.stored_ballot = in_flight.ballot;
         self.raw.on_persist_ready(in_flight.ready_number);
         if let Some(snapshot) = in_flight.install {
             info!(self.logger, "snapshot installed"; "index" => snapshot.index, "term" => snapshot.term);
@@ -89,8 +93,11 @@ impl RaftCore {
     fn take_ready(&mut self) {
         let mut ready = self.raw.ready();
         let ready_number = ready.number();
-        let messages_now = to_messages(ready.take_messages());
-        let messages_later = to_messages(ready.take_persisted_messages());
+        let mut messages_now = to_messages(ready.take_messages());
+        let mut messages_later = to_messages(ready.take_persisted_messages());
+        if !self.ballot_is_stored() {
+            messages_later.append(&mut messages_now);
+        }
         let committed = ready.take_committed_entries();
         let read_states = ready.take_read_states();
         let entries = ready.take_entries();
@@ -117,9 +124,11 @@ impl RaftCore {
         self.release_reads();
         if must_persist {
             self.persist_number += 1;
+            let hard_state = HardState::from_raft(&self.raw.raft.hard_state());
             self.in_flight = Some(InFlight {
                 persist_number: self.persist_number,
                 ready_number,
+                ballot: (hard_state.term, hard_state.vote),
                 messages: messages_later,
                 install: snapshot.clone(),
             });
@@ -127,7 +136,7 @@ impl RaftCore {
                 number: self.persist_number,
                 snapshot,
                 entries: entries.iter().map(LogEntry::from_raft).collect(),
-                hard_state: HardState::from_raft(&self.raw.raft.hard_state()),
+                hard_state,
             }));
         } else {
             self.raw.on_persist_ready(ready_number);

@@ -28,6 +28,29 @@ fn a_founder_installs_its_first_state_and_leads() {
 }
 
 #[test]
+fn a_voter_alone_says_nothing_before_its_vote_is_stored() {
+    // It needs nobody's vote, so nobody but its disk would know that the term is taken.
+    let mut core = core(1, loaded(Membership { learners: [2].into(), ..voters(&[1]) }));
+    let write = loop {
+        match core.poll_output().expect("a write comes") {
+            Output::Persist(write) => break write,
+            Output::Send(messages) => panic!("too early: {messages:?}"),
+            Output::Status(status) => assert_ne!((status.role, status.leader), (Role::Leader, Some(1))),
+            _ => {}
+        }
+    };
+    assert_eq!((write.hard_state.term, write.hard_state.vote), (2, 1));
+    core.handle_propose(ProposalToken(1), Bytes::from_static(b"a"));
+    core.handle_tick();
+    assert!(core.poll_output().is_none_or(|output| !matches!(output, Output::Send(_))));
+    core.handle_persisted(write.number);
+    let outputs = drain(&mut core);
+    assert!(matches!(outputs.first(), Some(Output::Send(_))), "{outputs:?}");
+    assert_eq!(failures(&outputs), []);
+    assert!(core.status().leader_ready);
+}
+
+#[test]
 fn proposals_that_come_together_are_one_write() {
     let mut core = leading_founder();
     for token in 0..100 {

@@ -36,6 +36,8 @@ struct Stored {
 pub struct Disk {
     stored: Stored,
     unsynced: Vec<Write>,
+    /// Log writes that have reached the disk since they were last asked for.
+    reached: Vec<Persist>,
     /// A planted mistake: commit indexes are not stored.
     forgets_commit: bool,
 }
@@ -65,10 +67,15 @@ impl Disk {
         (Loaded { hard_state, snapshot, entries, applied }, state)
     }
 
+    pub fn take_reached(&mut self) -> Vec<Persist> {
+        std::mem::take(&mut self.reached)
+    }
+
     fn keep(&mut self, count: usize) {
         for write in self.unsynced.drain(..count) {
             match write {
                 Write::Raft(persist) => {
+                    self.reached.push(persist.clone());
                     if let Some(snapshot) = persist.snapshot {
                         self.stored.snapshot = Some(snapshot);
                         self.stored.entries.clear();

@@ -197,6 +197,7 @@ impl World {
         if node.running.take().is_some() {
             node.disk.crash(&mut self.rng);
             self.crashes += 1;
+            self.check_disk(id);
         }
     }
 
@@ -359,6 +360,7 @@ impl World {
         let campaign = running.campaign_at_ms.take_if(|due_ms| *due_ms <= now_ms);
         if let Some((number, _)) = written {
             self.nodes.get_mut(&id).unwrap().disk.sync();
+            self.check_disk(id);
             self.input(id, |core| core.handle_persisted(number));
         }
         if let Some((index, state, _)) = built {

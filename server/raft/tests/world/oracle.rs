@@ -6,7 +6,7 @@ use std::sync::Arc;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::Outcome;
 use p2p_common::member::RaftId;
-use p2p_server_raft::{Committed, CommittedKind, EntryKind, LogEntry, Persist};
+use p2p_server_raft::{Committed, CommittedKind, EntryKind, LogEntry};
 
 /// A client's request and which try of it; the data of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,10 +53,10 @@ impl Oracle {
         assert_eq!(known, id, "two leaders in term {term}");
     }
 
-    /// Log matching: the same (index, term) means the same entry and the same log before it.
-    pub fn on_persist(&mut self, persist: &Persist) {
-        let mut before = persist.snapshot.as_ref().map(|s| (s.index, s.term));
-        for entry in &persist.entries {
+    /// Log matching: the same (index, term) means the same entry and the same log before it. It concerns what was
+    /// stored or sent; what a node only thought of before a crash does not count.
+    pub fn on_entries(&mut self, mut before: Option<(u64, u64)>, entries: &[LogEntry]) {
+        for entry in entries {
             let before_term = before.filter(|(index, _)| index + 1 == entry.index).map(|(_, term)| term);
             let key = (entry.index, entry.term);
             let known = self.entries.entry(key).or_insert_with(|| (entry.clone(), before_term));

@@ -26,7 +26,8 @@ impl World {
                 }
             }
             self.handle_output(id, output);
-            if self.rng.random_bool(self.faults.crash) {
+            let writing = self.nodes[&id].running.as_ref().is_some_and(|running| running.writing.is_some());
+            if self.rng.random_bool(self.faults.crash * if writing { 10.0 } else { 1.0 }) {
                 return self.crash(id);
             }
         }
@@ -36,7 +37,6 @@ impl World {
         match output {
             Output::Send(messages) => self.send(messages),
             Output::Persist(persist) => {
-                self.oracle.on_persist(&persist);
                 let number = persist.number;
                 let slow = self.rng.random_bool(self.faults.slow_write);
                 let took_ms = if slow { self.rng.random_range(5..200) } else { 0 };
@@ -50,6 +50,7 @@ impl World {
                 } else {
                     node.disk.sync();
                     running.core.handle_persisted(number);
+                    self.check_disk(id);
                 }
             }
             Output::Install(snapshot) => {
@@ -100,8 +101,19 @@ impl World {
         }
     }
 
+    /// Shows the oracle what has reached the disk.
+    pub(super) fn check_disk(&mut self, id: RaftId) {
+        for persist in self.nodes.get_mut(&id).unwrap().disk.take_reached() {
+            let before = persist.snapshot.as_ref().map(|snapshot| (snapshot.index, snapshot.term));
+            self.oracle.on_entries(before, &persist.entries);
+        }
+    }
+
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
+            if message.kind == MessageKind::Append {
+                self.oracle.on_entries(Some((message.index, message.log_term)), &message.entries);
+            }
             let is_snapshot = message.kind == MessageKind::Snapshot;
             self.snapshots_sent += u64::from(is_snapshot);
             if !self.network.send(&mut self.rng, self.now_ms, message.clone()) && is_snapshot {
