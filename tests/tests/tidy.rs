@@ -55,4 +55,6 @@ fn example_configs_show_every_key_and_its_default() {
     let example = |path: &str| tree.iter().find(|file| file.path == path).expect("the example exists");
     let server = example("deploy/config/p2p-server.toml");
     expect_none(check_config(server, p2p_server::config::RawConfig::validate));
+    let peer = example("deploy/config/p2p-peer.toml");
+    expect_none(check_config(peer, p2p_peer::config::RawConfig::validate));
 }
