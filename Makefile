@@ -1,7 +1,7 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc image bench bench-forward clean
+.PHONY: help demo build test lint fmt doc image interop bench bench-forward clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,14 @@ fmt: ## Format the sources
 
 doc: ## Build the API documentation, refusing dead links in it: target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+interop: target/interop/installed ## Ask a real cluster with an independent gRPC client (Python; grpcio goes to target/interop)
+	P2P_PYTHON=$(CURDIR)/target/interop/bin/python cargo run -p p2p-tests --bin interop
+
+target/interop/installed: tests/interop/requirements.txt
+	python3 -m venv target/interop
+	target/interop/bin/pip install --quiet --requirement $<
+	touch $@
 
 image: ## Build the container image p2pcore:latest (BINARIES=prebuilt compiles here and pulls nothing)
 	deploy/container/build $(or $(BINARIES),built)

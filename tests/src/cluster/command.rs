@@ -96,6 +96,14 @@ impl Watch {
             Err(RecvTimeoutError::Disconnected) => bail!("`{}` ended", self.line),
         }
     }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it still runs after `within`; it is killed then.
+    pub fn finish(mut self, within: Duration) -> anyhow::Result<ExitStatus> {
+        wait_or_kill(&mut self.child, within).with_context(|| format!("`{}`", self.line))
+    }
 }
 
 impl Drop for Watch {
@@ -171,5 +179,7 @@ mod tests {
         let second = watch.next::<u8>(Duration::from_secs(10)).unwrap();
         assert_eq!((first.1, second.1), (1, 2));
         assert!(watch.next::<u8>(Duration::from_millis(20)).is_err());
+        let ended = Watch::start(shell("echo 1; exit 3")).unwrap();
+        assert_eq!(ended.finish(Duration::from_secs(10)).unwrap().code(), Some(3));
     }
 }
