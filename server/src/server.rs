@@ -26,6 +26,7 @@ use p2p_runtime::interfaces::own_addresses;
 use p2p_runtime::shutdown::Shutdown;
 use p2p_runtime::tcp;
 use p2p_runtime::tls::ServerTls;
+use p2p_server_core::HubConfig;
 use p2p_server_raft::RaftConfig;
 use prometheus_client::registry::Registry;
 use slog::{Logger, info, o, warn};
@@ -35,10 +36,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admitted, Applicant, admit};
-use crate::api::{PeeringApi, RaftApi};
+use crate::api::{self, ApiContext, PeeringApi, RaftApi};
 use crate::cli::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
 use crate::config::ServerConfig;
 use crate::group;
+use crate::http::discovery;
+use crate::hub_task::{HubParams, spawn_hub};
+use crate::metrics::Metrics;
 use crate::raft::{DriverEnd, DriverParams, Mailbox, Proposer, spawn_driver};
 use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, TransportMetrics};
 
@@ -46,8 +50,6 @@ use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, TransportMetrics};
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Of that, at most this for handing the leadership over.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
-/// A call that has not been answered by then is not going to be; streams are answered at once.
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The bound ports.
 struct Ports {
@@ -140,6 +142,29 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     };
     tasks.spawn(upkeep::keep_record(record, proposer.clone(), stop.clone(), log.clone()));
     tasks.spawn(upkeep::tell_readiness(proposer.clone(), ready_tx.clone(), stop.clone()));
+    let (clock, metrics) = (Clock::start(), Metrics::default());
+    metrics.register(&mut registry, driver.view.clone());
+    let hub = spawn_hub(HubParams {
+        config: HubConfig::new(incarnation),
+        view: driver.view.clone(),
+        clock,
+        sessions: metrics.sessions.clone(),
+        stop: stop.clone(),
+        log: log.new(o!("room" => "hub")),
+    });
+    let context = ApiContext {
+        myself: myself.clone(),
+        name: identity.name().to_owned(),
+        proposer: proposer.clone(),
+        connected: remotes.connected(),
+        hub,
+        ca: ca_rx.clone(),
+        local_operator: operator.secret_hash(),
+        clock,
+        metrics,
+        stop: stop.clone(),
+        log: log.new(o!("room" => "api")),
+    };
     let peering = PeeringApi::new(myself.clone(), proposer.clone(), ca_rx.clone(), log.clone());
     let raft = RaftApi::new(
         myself,
@@ -149,7 +174,6 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop.clone(),
         log.new(o!("room" => "transport")),
     );
-    let _ = (&operator, &ca_rx, Clock::start());
     let routes = tonic::service::Routes::new(v1::peering_server::PeeringServer::new(peering))
         .add_service(v1::raft_server::RaftServer::new(raft).max_decoding_message_size(BATCH_BYTES_MAX));
     let acceptor = Acceptor {
@@ -159,13 +183,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop: stop.clone(),
         log: log.new(o!("room" => "api")),
     };
-    let api = tonic::transport::Server::builder()
-        .timeout(CALL_TIMEOUT)
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(256)
-        .http2_max_header_list_size(16 * 1024)
-        .add_routes(routes)
+    let api = api::router(context, routes)
         .serve_with_incoming_shutdown(acceptor.incoming(ports.api), stop.clone().cancelled_owned());
     tasks.spawn(async move { drop(api.await) });
     tasks.spawn(admin::serve(
@@ -174,7 +192,12 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop.clone(),
         log.new(o!("room" => "ops")),
     ));
-    drop(ports.registry);
+    tasks.spawn(admin::serve(
+        ports.registry,
+        discovery::router(driver.view.clone(), remotes.connected()),
+        stop.clone(),
+        log.new(o!("room" => "registry")),
+    ));
     let ca_key =
         upkeep::CaKey { dir: Arc::clone(&dir), proposer: proposer.clone(), remotes, log: log.clone() };
     tasks.spawn(ca_key.fetch(ca_tx, stop.clone()));

@@ -1,0 +1,258 @@
+//! The gate of the API port: who calls, whether it may, and how often it may try.
+//!
+//! ```text
+//! node face ──certificate──► Id and key against the replicated state ──► peer, server
+//! public face ──bearer token──► operator, reader        ──none──► anonymous
+//! then the role matrix; whatever it does not name is closed
+//! ```
+//!
+//! On the node face the certificate counts and a token is not looked at. On the public face calls without
+//! credentials, or with wrong ones, are counted per source; others are not. Every answer is counted in the metrics.
+//!
+//! Not here: TLS (`p2p_runtime::tls`), the matrix and the rules of tokens (`p2p_server_core`). Source: SPEC I4, I6,
+//! I7, I9.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request, Response};
+use p2p_common::{ErrorCode, NodeKind};
+use p2p_proto::status::{refuse, refuse_credentials};
+use p2p_runtime::clock::{Clock, unix_now};
+use p2p_runtime::grpc::CallerInfo;
+use p2p_runtime::identity::{PeerIdentity, Token};
+use p2p_runtime::tls::Face;
+use p2p_server_core::{CallerKind, check_call, check_identity, check_token};
+use slog::{Logger, debug};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::ApiContext;
+use super::rate_limit::RateLimit;
+use crate::metrics::Metrics;
+use crate::raft::Proposer;
+
+/// How long a node that this Server has not heard of is waited for: it may have enrolled elsewhere this moment, and
+/// would otherwise only come back after its back-off.
+const REPLICATION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who makes a call; in the extensions of every request that passed the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Caller {
+    /// What it has proved to be.
+    pub kind: CallerKind,
+    /// The node, on the node face.
+    pub node: Option<PeerIdentity>,
+    /// Where it comes from.
+    pub remote: SocketAddr,
+}
+
+impl Caller {
+    /// Who makes this call.
+    ///
+    /// # Errors
+    /// When the request did not pass the gate, which is a mistake of ours.
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
+        let caller = request.extensions().get::<Caller>().copied();
+        caller.ok_or_else(|| refuse(ErrorCode::Internal, "the caller of this request is not known"))
+    }
+
+    /// The node that makes this call.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(super) fn node(&self) -> Result<PeerIdentity, Status> {
+        self.node.ok_or_else(|| {
+            refuse_credentials(ErrorCode::Unauthenticated, "this call needs the certificate of a node")
+        })
+    }
+}
+
+/// Decides about calls. See the module.
+#[derive(Debug)]
+struct Gate {
+    proposer: Proposer,
+    local_operator: [u8; 32],
+    limit: Mutex<RateLimit>,
+    clock: Clock,
+    metrics: Metrics,
+    log: Logger,
+}
+
+impl Gate {
+    fn new(context: &ApiContext) -> Self {
+        Gate {
+            proposer: context.proposer.clone(),
+            local_operator: context.local_operator,
+            limit: Mutex::new(RateLimit::new(context.clock.now())),
+            clock: context.clock,
+            metrics: context.metrics.clone(),
+            log: context.log.clone(),
+        }
+    }
+
+    /// Who calls `method`, if it may. `bearer` is the `authorization` header.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED without credentials that are needed or with bad ones, PERMISSION_DENIED when the caller may
+    /// not, RESOURCE_EXHAUSTED when its source tries too often.
+    async fn admit(
+        &self,
+        method: &str,
+        info: CallerInfo,
+        bearer: Option<&HeaderValue>,
+    ) -> Result<Caller, Status> {
+        let (kind, node) = match info.face {
+            Face::Node(identity) => (self.node(identity).await?, Some(identity)),
+            Face::Public => match bearer.map(|bearer| self.bearer(bearer)) {
+                None => (CallerKind::Anonymous, None),
+                Some(Ok(kind)) => (kind, None),
+                Some(Err(refused)) => {
+                    self.count(info.remote.ip())?;
+                    return Err(refused);
+                }
+            },
+            Face::Tunnel(_) => return Err(refuse(ErrorCode::Forbidden, "a tunnel carries no calls")),
+        };
+        if kind == CallerKind::Anonymous {
+            self.count(info.remote.ip())?;
+        }
+        check_call(kind, method).map_err(|refused| refuse(refused.code(), refused.to_string()))?;
+        Ok(Caller { kind, node, remote: info.remote })
+    }
+
+    async fn node(&self, identity: PeerIdentity) -> Result<CallerKind, Status> {
+        let kind = match identity.kind() {
+            NodeKind::Server => CallerKind::Server,
+            NodeKind::Peer => CallerKind::Peer,
+        };
+        let mut views = self.proposer.watch_view();
+        // A Server that has just joined knows the others from its introducer, before their identities arrive.
+        let known = views.wait_for(|view| {
+            view.has_member(identity.node_id, identity.key_hash)
+                || view.state.identities.contains_key(&identity.node_id)
+        });
+        let _ = tokio::time::timeout(REPLICATION_PATIENCE, known).await;
+        let view = self.proposer.view();
+        if !view.has_member(identity.node_id, identity.key_hash) {
+            check_identity(&view.state, identity.node_id, identity.key_hash)
+                .map_err(|refused| refuse_credentials(refused.code(), refused.to_string()))?;
+        }
+        Ok(kind)
+    }
+
+    fn bearer(&self, header: &HeaderValue) -> Result<CallerKind, Status> {
+        let bad = |text: &str| refuse_credentials(ErrorCode::Unauthenticated, text);
+        let text = header.to_str().map_err(|_| bad("the authorization header is not text"))?;
+        let token = match text.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+            _ => return Err(bad("the authorization header must be: Bearer TOKEN")),
+        };
+        let token: Token = token.parse().map_err(|e| bad(&format!("{e}")))?;
+        if token.matches(&self.local_operator) {
+            return Ok(CallerKind::Operator);
+        }
+        let view = self.proposer.view();
+        if token.cluster_id() != view.state.cluster_id {
+            let (theirs, ours) = (token.cluster_id(), view.state.cluster_id);
+            let message = format!("the token is of cluster {theirs}, this server is in {ours}");
+            return Err(refuse_credentials(ErrorCode::WrongCluster, message));
+        }
+        check_token(&view.state, token.id(), &token.secret_hash(), unix_now())
+            .map_err(|refused| refuse_credentials(refused.code(), refused.to_string()))
+    }
+
+    /// Counts a call without good credentials.
+    fn count(&self, source: IpAddr) -> Result<(), Status> {
+        let now = self.clock.now();
+        // A bucket cannot be left half changed.
+        if self.limit.lock().unwrap_or_else(PoisonError::into_inner).take(source, now) {
+            return Ok(());
+        }
+        self.metrics.limited();
+        let message = format!("too many calls without valid credentials from {source}: wait a moment");
+        Err(refuse(ErrorCode::Exhausted, message))
+    }
+}
+
+/// Puts the gate before every service.
+#[derive(Debug, Clone)]
+pub struct GateLayer {
+    gate: Arc<Gate>,
+}
+
+impl GateLayer {
+    /// With the gate of a Server.
+    pub(super) fn new(context: &ApiContext) -> Self {
+        GateLayer { gate: Arc::new(Gate::new(context)) }
+    }
+}
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { inner, gate: Arc::clone(&self.gate) }
+    }
+}
+
+/// Services behind the gate.
+#[derive(Debug, Clone)]
+pub struct Gated<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S> Service<Request<Body>> for Gated<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Answer {
+        // The one that was ready serves this call.
+        let other = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, other);
+        let gate = Arc::clone(&self.gate);
+        let info = request.extensions().get::<CallerInfo>().copied();
+        let bearer = request.headers_mut().remove(AUTHORIZATION);
+        let method = request.uri().path().to_owned();
+        Box::pin(async move {
+            let admitted = match info {
+                Some(info) => gate.admit(&method, info, bearer.as_ref()).await,
+                None => Err(refuse(ErrorCode::Internal, "the connection of this request is not known")),
+            };
+            let response = match admitted {
+                Ok(caller) => {
+                    request.extensions_mut().insert(caller);
+                    inner.call(request).await?
+                }
+                Err(refused) => {
+                    debug!(gate.log, "call refused"; "method" => &method, "code" => ?refused.code(),
+                        "remote" => info.map(|info| info.remote.to_string()), "reason" => refused.message());
+                    refused.into_http()
+                }
+            };
+            // An answer without a status in its head has one behind its body; it began well.
+            let code = response.headers().get(Status::GRPC_STATUS).map(HeaderValue::as_bytes);
+            gate.metrics.called(&method, code.map_or(Code::Ok, Code::from_bytes));
+            Ok(response)
+        })
+    }
+}

@@ -1,0 +1,137 @@
+//! Changes by operators: tokens are created, listed and revoked.
+//!
+//! The client mints a token's id and secret and sends the secret's hash, so that a repeated request names the same
+//! token. When it ends is decided here, by this Server's clock, and replicated with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::command::{CommandBody, TokenId, TokenRecord, TokenRole};
+use p2p_common::{ErrorCode, NodeId, NodeKind};
+use p2p_proto::status::{malformed, refuse};
+use p2p_proto::v1::operator_server::Operator;
+use p2p_proto::{convert, v1};
+use p2p_runtime::clock::unix_now;
+use p2p_runtime::identity::CaFingerprint;
+use tonic::{Request, Response, Status};
+
+use super::ApiContext;
+
+/// Shorter than this a token would be over before it is used.
+const TTL_MIN: Duration = Duration::from_secs(1);
+/// Longer than this nobody remembers where a token went: create another.
+const TTL_MAX: Duration = Duration::from_secs(366 * 86_400);
+/// Nodes that may enrol with one token: as many as there may be identities.
+const USES_MAX: u32 = p2p_common::cluster_state::IDENTITIES_MAX as u32;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct OperatorApi {
+    context: Arc<ApiContext>,
+}
+
+impl OperatorApi {
+    pub(super) fn new(context: Arc<ApiContext>) -> Self {
+        OperatorApi { context }
+    }
+}
+
+fn bad(field: &'static str, reason: impl Into<String>) -> Status {
+    malformed(&convert::ConvertError::new(field, reason))
+}
+
+/// The token asked for. Uses mean nothing for roles that do not enrol.
+fn record(request: &v1::CreateTokenRequest) -> Result<TokenRecord, Status> {
+    let malformed = |e: convert::ConvertError| malformed(&e);
+    let role = convert::token_role_from(request.role).map_err(malformed)?;
+    let enrols = match role {
+        TokenRole::Server => Some(NodeKind::Server),
+        TokenRole::Peer => Some(NodeKind::Peer),
+        TokenRole::Operator | TokenRole::Reader => None,
+    };
+    let ttl = Duration::from_millis(request.ttl_ms);
+    if ttl < TTL_MIN || ttl > TTL_MAX {
+        return Err(bad("ttl_ms", "a token is good for 1 s to 366 days"));
+    }
+    if enrols.is_some() && !(1..=USES_MAX).contains(&request.uses) {
+        return Err(bad("uses", format!("1 to {USES_MAX} nodes may enrol with one token")));
+    }
+    let bound_id: Option<NodeId> = match request.bound_id.as_str() {
+        "" => None,
+        text => Some(convert::parse(text, "bound_id").map_err(malformed)?),
+    };
+    if bound_id.is_some_and(|id| Some(id.kind()) != enrols) {
+        let message = format!("a token of role {} cannot be for this Id", role.as_str());
+        return Err(bad("bound_id", message));
+    }
+    let created_at = unix_now();
+    Ok(TokenRecord {
+        id: TokenId(request.token_id),
+        role,
+        secret_hash: convert::sha256(&request.secret_hash, "secret_hash").map_err(malformed)?,
+        created_at,
+        expires_at: created_at.plus(ttl),
+        uses_left: if enrols.is_some() { request.uses } else { 0 },
+        bound_id,
+        used_by: Vec::new(),
+    })
+}
+
+#[tonic::async_trait]
+impl Operator for OperatorApi {
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenReply>, Status> {
+        let request = request.into_inner();
+        let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
+        let record = record(&request)?;
+        let (id, secret_hash) = (record.id, record.secret_hash);
+        self.context.propose(request_id, CommandBody::CreateToken(record)).await?;
+        let view = self.context.proposer.view();
+        // A repeated request gets what the first one made.
+        let token = view.state.tokens.get(&id).filter(|token| token.secret_hash == secret_hash);
+        let token = token.ok_or_else(|| {
+            refuse(
+                ErrorCode::NotFound,
+                format!(
+                    "this request was made before, and token {id} is no more, or never was: create another"
+                ),
+            )
+        })?;
+        let ca = view.state.trust_bundle.first();
+        let ca = ca.ok_or_else(|| refuse(ErrorCode::Internal, "the cluster has no CA"))?;
+        Ok(Response::new(v1::CreateTokenReply {
+            expires_at_unix_ms: token.expires_at.0,
+            cluster_id: view.state.cluster_id.to_string(),
+            ca_fingerprint: CaFingerprint::of(ca).0.to_vec().into(),
+        }))
+    }
+
+    async fn list_tokens(
+        &self,
+        _: Request<v1::ListTokensRequest>,
+    ) -> Result<Response<v1::ListTokensReply>, Status> {
+        self.context.read_barrier().await?;
+        let view = self.context.proposer.view();
+        let tokens = view.state.tokens.values().map(|token| v1::TokenStatus {
+            token_id: token.id.0,
+            role: convert::token_role_to(token.role).into(),
+            expires_at_unix_ms: token.expires_at.0,
+            uses_left: token.uses_left,
+            bound_id: token.bound_id.map(|id| id.to_string()).unwrap_or_default(),
+            used_by: token.used_by.iter().map(|(id, _)| id.to_string()).collect(),
+        });
+        Ok(Response::new(v1::ListTokensReply { tokens: tokens.collect() }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenReply>, Status> {
+        let request = request.into_inner();
+        let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
+        self.context.propose(request_id, CommandBody::RevokeToken(TokenId(request.token_id))).await?;
+        Ok(Response::new(v1::RevokeTokenReply {}))
+    }
+}

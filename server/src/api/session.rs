@@ -1,0 +1,259 @@
+//! Sessions of Peers: one stream each, reports up, pushes down.
+//!
+//! ```text
+//! opened ──OPEN within 10 s, hello and report right──► WELCOME ──► up ──► END or the Peer hangs up
+//!            else END with the code
+//! ```
+//!
+//! A session is a task between its stream and the hub. It asks the hub for the next message only when HTTP/2 has
+//! taken the last one, so a slow reader holds one message here. Whatever ends the stream, also a Peer that is
+//! just gone, drops the task and with it all the hub holds of the session. Source: SPEC P1-P5, T6.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2p_common::ErrorCode;
+use p2p_common::revision::Position;
+use p2p_common::wire::Expected;
+use p2p_proto::convert::ConvertError;
+use p2p_proto::status::refuse;
+use p2p_proto::v1::session_down::Message as DownMessage;
+use p2p_proto::v1::session_up::Message as UpMessage;
+use p2p_proto::{convert, v1};
+use p2p_runtime::clock::unix_now;
+use p2p_runtime::identity::PeerIdentity;
+use p2p_server_core::{Arrival, Down, SessionId};
+use slog::debug;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::ApiContext;
+use super::gate::Caller;
+use crate::hub_task::{HubError, Session, SessionEnd};
+
+/// The time for the first message: it needs no thought, only a bad path.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// The time for the last message, to a reader that may not read.
+const END_WITHIN: Duration = Duration::from_secs(2);
+/// Streams that have not opened a session yet. Further ones are refused; open sessions are bounded by the hub.
+const OPENING_MAX: usize = 4_096;
+
+type DownStream = mpsc::Sender<Result<v1::SessionDown, Status>>;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct SessionApi {
+    context: Arc<ApiContext>,
+    opening: Arc<Semaphore>,
+}
+
+impl SessionApi {
+    pub(super) fn new(context: Arc<ApiContext>) -> Self {
+        SessionApi { context, opening: Arc::new(Semaphore::new(OPENING_MAX)) }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::session_server::Session for SessionApi {
+    type AttachStream = ReceiverStream<Result<v1::SessionDown, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::SessionUp>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let peer = caller.node()?;
+        let slot = Arc::clone(&self.opening).try_acquire_owned().map_err(|_| {
+            refuse(ErrorCode::Exhausted, "too many sessions are being opened here: try another server")
+        })?;
+        // One message on its way: what comes next is decided when this one is taken.
+        let (down, stream) = mpsc::channel(1);
+        let task = SessionTask {
+            context: Arc::clone(&self.context),
+            peer,
+            remote: caller.remote,
+            up: request.into_inner(),
+            down,
+        };
+        tokio::spawn(task.run(slot));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+struct SessionTask {
+    context: Arc<ApiContext>,
+    peer: PeerIdentity,
+    remote: std::net::SocketAddr,
+    up: Streaming<v1::SessionUp>,
+    down: DownStream,
+}
+
+/// How a session is over: with a reason to tell, or because nobody is there to be told.
+enum Over {
+    End(SessionEnd),
+    Gone,
+}
+
+impl From<SessionEnd> for Over {
+    fn from(end: SessionEnd) -> Self {
+        Over::End(end)
+    }
+}
+
+impl From<HubError> for Over {
+    fn from(error: HubError) -> Self {
+        Over::End(error.into())
+    }
+}
+
+impl From<ConvertError> for Over {
+    fn from(error: ConvertError) -> Self {
+        end(ErrorCode::BadRequest, error.to_string())
+    }
+}
+
+impl From<Status> for Over {
+    /// What reading the stream failed with.
+    fn from(status: Status) -> Self {
+        match status.code() {
+            // Larger than allowed, or no message at all; everything else is the connection.
+            Code::OutOfRange | Code::InvalidArgument | Code::Internal => {
+                end(ErrorCode::BadRequest, status.message())
+            }
+            _ => Over::Gone,
+        }
+    }
+}
+
+fn end(code: ErrorCode, message: impl Into<String>) -> Over {
+    Over::End(SessionEnd { code, message: message.into() })
+}
+
+fn message(down: DownMessage) -> v1::SessionDown {
+    v1::SessionDown { message: Some(down) }
+}
+
+impl SessionTask {
+    async fn run(mut self, slot: OwnedSemaphorePermit) {
+        let over = match self.open().await {
+            Ok(session) => {
+                drop(slot);
+                self.serve(session).await
+            }
+            Err(over) => over,
+        };
+        let Over::End(SessionEnd { code, message: text }) = over else { return };
+        debug!(self.context.log, "session ends"; "peer" => self.peer.node_id, "remote" => %self.remote,
+            "code" => code.as_str(), "reason" => &text);
+        let last = DownMessage::End(v1::SessionEnd { code: code.number(), message: text });
+        let _ = tokio::time::timeout(END_WITHIN, self.down.send(Ok(message(last)))).await;
+    }
+
+    /// From the first message to the welcome.
+    async fn open(&mut self) -> Result<Session, Over> {
+        let first = tokio::select! {
+            first = tokio::time::timeout(OPEN_WITHIN, self.up.message()) => first,
+            () = self.down.closed() => return Err(Over::Gone),
+            () = self.context.stop.cancelled() => return Err(HubError::Stopping.into()),
+        };
+        let first =
+            first.map_err(|_| end(ErrorCode::BadRequest, "the first message did not come in time"))??;
+        let Some(UpMessage::Open(open)) = first.ok_or(Over::Gone)?.message else {
+            return Err(end(ErrorCode::BadRequest, "the first message is not an OPEN"));
+        };
+        let hello = convert::hello_from(open.hello)?;
+        let myself = &self.context.myself;
+        let expected = Expected {
+            cluster_id: myself.credentials.cluster_id(),
+            epoch: myself.epoch,
+            me: myself.id,
+            authenticated: self.peer.node_id,
+        };
+        hello.check(&expected).map_err(|e| end(e.code(), e.to_string()))?;
+        let resume = match open.view_revision {
+            0 => None,
+            revision => {
+                let incarnation = convert::parse(&open.view_server_incarnation, "view_server_incarnation")?;
+                Some(Position { incarnation, revision })
+            }
+        };
+        let arrival = Arrival {
+            id: self.peer.node_id,
+            incarnation: hello.incarnation,
+            key_hash: self.peer.key_hash,
+            seen_from: self.remote,
+            report: convert::report_from(open.report)?,
+            since: unix_now(),
+        };
+        let session = self.context.hub.open(arrival, resume).await?;
+        let (version, members) = (session.state.members_version, session.state.members.values());
+        let welcome = DownMessage::Welcome(v1::SessionWelcome {
+            hello: Some(convert::hello_to(&myself.hello(Some(self.peer.node_id)))),
+            seen_from: self.remote.to_string(),
+            members: Some(convert::member_table_to(version, members)),
+        });
+        self.down.send(Ok(message(welcome))).await.map_err(|_| Over::Gone)?;
+        Ok(session)
+    }
+
+    /// Carries messages both ways until something ends it.
+    async fn serve(&mut self, session: Session) -> Over {
+        let Session { id, mut inbox, end: mut ended, .. } = session;
+        let over = loop {
+            let next = async {
+                let room = self.down.reserve().await.ok()?;
+                Some((room, inbox.next().await))
+            };
+            tokio::select! {
+                received = self.up.message() => match self.hear(id, received).await {
+                    Ok(()) => {}
+                    Err(over) => break over,
+                },
+                next = next => match next {
+                    Some((room, Some(down))) => room.send(Ok(message(down_to(&down)))),
+                    // The reason is on its way beside it.
+                    Some((_, None)) => break Over::Gone,
+                    None => return Over::Gone,
+                },
+                ended = &mut ended => return ended.unwrap_or_else(|_| HubError::Stopping.into()).into(),
+                () = self.down.closed() => return Over::Gone,
+            }
+        };
+        // The hub may have ended it for a reason of its own.
+        match (over, ended.try_recv()) {
+            (Over::Gone, Ok(end)) => end.into(),
+            (over, _) => over,
+        }
+    }
+
+    async fn hear(
+        &self,
+        session: SessionId,
+        received: Result<Option<v1::SessionUp>, Status>,
+    ) -> Result<(), Over> {
+        let hub = &self.context.hub;
+        match received?.ok_or(Over::Gone)?.message {
+            Some(UpMessage::Report(report)) => {
+                hub.report(session, convert::report_from(Some(report))?).await?;
+            }
+            Some(UpMessage::Links(report)) => {
+                hub.links(session, convert::links_from(report.links)?).await?;
+            }
+            // A message of a newer version says at least that somebody is there.
+            Some(UpMessage::Heartbeat(_)) | None => hub.heartbeat(session).await?,
+            Some(UpMessage::Open(_)) => return Err(end(ErrorCode::BadRequest, "a second OPEN")),
+        }
+        Ok(())
+    }
+}
+
+fn down_to(down: &Down) -> DownMessage {
+    match down {
+        Down::Members(state) => {
+            DownMessage::Members(convert::member_table_to(state.members_version, state.members.values()))
+        }
+        Down::Push(push) => DownMessage::Push(convert::push_to(push)),
+        Down::Heartbeat => DownMessage::Heartbeat(v1::Heartbeat {}),
+    }
+}
