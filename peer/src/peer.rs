@@ -227,3 +227,6 @@ fn limits(log: &Logger) -> IngressLimits {
     // 256 handshakes: at 10 s for the slowest, 25 silent Peers a second are borne.
     IngressLimits { connections: connections as usize, handshakes: 256 }
 }
+
+#[cfg(test)]
+mod tests;
