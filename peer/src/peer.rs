@@ -84,7 +84,8 @@ impl Peer {
             local,
         };
         let token = config.token.as_ref();
-        if !enrol::ensure(&mut identity, &data, token, &config.servers, &stop, &log).await? {
+        let enrolled = enrol::ensure(&mut identity, &data, token, &config.servers, &stop, &log);
+        if !Box::pin(enrolled).await? {
             return Ok(None);
         }
         Peer::compose(config, identity, data, ports, clock, stop, log).map(Some)
