@@ -14,7 +14,7 @@ use p2p_common::link::PathKind;
 use p2p_peer_core::{LinePrefix, Route, RouteLink, Source, Tables, render};
 use p2p_proto::v1::agent_server::{Agent, AgentServer};
 use p2p_proto::{convert, v1};
-use p2p_runtime::clock::Clock;
+use p2p_runtime::clock::{Clock, unix_now};
 use slog::{Logger, warn};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -201,8 +201,11 @@ impl Agent for LocalApi {
         let link = link.ok_or_else(|| {
             Status::not_found(format!("{id} is not known here; `p2p-peer peers` lists who is"))
         })?;
-        let tried =
-            link.link.tried().map(|tried| format!("{} {}: {}", tried.at, tried.address, tried.outcome));
+        let now = unix_now();
+        let tried = link.link.tried().map(|tried| {
+            let ago = now.secs().saturating_sub(tried.at.secs());
+            format!("{ago} s ago: {}: {}", tried.address, tried.outcome)
+        });
         Ok(Response::new(v1::AgentWhyReply { link: Some(link_to(&link)), tried: tried.collect() }))
     }
 }

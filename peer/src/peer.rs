@@ -15,7 +15,7 @@ use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::identity::{DataDir, NodeIdentity};
 use p2p_runtime::tcp;
 use p2p_runtime::tls::{Credentials, ServerTls};
-use slog::{Logger, info, o, warn};
+use slog::{Logger, info, warn};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +74,6 @@ impl Peer {
         let name = config.name.as_deref();
         let mut identity =
             NodeIdentity::load_or_create(&data, NodeKind::Peer, config.id, name).map_err(|e| failed(&e))?;
-        let log = log.new(o!("node_id" => identity.id().to_string()));
         let local = local_api::listen(data.path()).map_err(|e| {
             Exit::failed(format!("cannot listen on {}/agent.sock: {e}", data.path().display()))
         })?;
@@ -185,7 +184,7 @@ impl Peer {
             pool: pool.clone(),
             mailbox: mailbox.clone(),
         };
-        info!(log, "peer started"; "name" => identity.name(), "listen" => %listen, "metrics" => %config.metrics,
+        info!(log, "peer started"; "node_id" => id, "name" => identity.name(), "listen" => %listen, "metrics" => %config.metrics,
             "cluster_id" => %cluster_id, "services" => config.services.len(),
             "version" => env!("CARGO_PKG_VERSION"));
         let agent = AgentTask {

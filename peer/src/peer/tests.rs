@@ -26,6 +26,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use self::server::PlayedServer;
+use slog::o;
+
 use super::*;
 use crate::config::RawConfig;
 
