@@ -165,9 +165,9 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop: stop.clone(),
         log: log.new(o!("room" => "api")),
     };
-    let peering = PeeringApi::new(myself.clone(), proposer.clone(), ca_rx.clone(), log.clone());
+    let peering = PeeringApi::new(myself, proposer.clone(), ca_rx.clone(), log.clone());
     let raft = RaftApi::new(
-        myself,
+        remotes.clone(),
         driver.view.clone(),
         mailbox.clone(),
         transport_metrics,

@@ -32,7 +32,7 @@ use p2p_proto::{convert, v1};
 use p2p_runtime::tls::Credentials;
 use p2p_server_raft::{Message, MessageKind};
 use slog::{Logger, o};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -111,6 +111,8 @@ struct Remote {
     status: watch::Receiver<RemoteStatus>,
     /// For calls; there while connected.
     channel: watch::Receiver<Option<Channel>>,
+    /// Cuts its rest between two dials short.
+    wake: Arc<Notify>,
     stop: CancellationToken,
 }
 
@@ -187,23 +189,32 @@ impl Remotes {
         let id = member.id;
         let log = self.shared.log.new(o!("remote" => member.name.clone(), "remote_id" => id));
         let (member_tx, member) = watch::channel(member);
+        let wake = Arc::new(Notify::new());
         let task = remote::RemoteTask {
             shared: Arc::clone(&self.shared),
             member,
             messages,
             status: status_tx,
             channel: channel_tx,
+            wake: Arc::clone(&wake),
             stop: stop.clone(),
             log,
         };
         tokio::spawn(task.run());
-        Remote { id, queue, member: Arc::new(member_tx), status, channel, stop }
+        Remote { id, queue, member: Arc::new(member_tx), status, channel, wake, stop }
     }
 
     /// How each remote is, by Id.
     pub fn status(&self) -> BTreeMap<NodeId, RemoteStatus> {
         let remotes = self.shared.remotes.load();
         remotes.values().map(|remote| (remote.id, remote.status.borrow().clone())).collect()
+    }
+
+    /// A remote has opened a stream to us, so it is there: if it is not connected, it is dialled at once.
+    pub fn wake(&self, raft_id: RaftId) {
+        if let Some(remote) = self.shared.remotes.load().get(&raft_id) {
+            remote.wake.notify_one();
+        }
     }
 
     /// Which remotes are connected, the newest only.

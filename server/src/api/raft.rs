@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::peering::{caller_of, check_hello};
 use crate::raft::{Mailbox, View, wire};
-use crate::transport::{Assembly, Myself, TransportMetrics};
+use crate::transport::{Assembly, Remotes, TransportMetrics};
 use p2p_proto::status::{malformed, refuse};
 
 /// A stream says who it is in its first message, at once.
@@ -38,7 +38,7 @@ pub struct RaftApi {
 
 #[derive(Debug)]
 struct Shared {
-    myself: Myself,
+    remotes: Remotes,
     view: watch::Receiver<Arc<View>>,
     mailbox: Mailbox,
     metrics: TransportMetrics,
@@ -58,7 +58,7 @@ struct Streams {
 impl RaftApi {
     /// Serves raft behind `mailbox`; streams end with `stop`.
     pub fn new(
-        myself: Myself,
+        remotes: Remotes,
         view: watch::Receiver<Arc<View>>,
         mailbox: Mailbox,
         metrics: TransportMetrics,
@@ -66,7 +66,9 @@ impl RaftApi {
         log: Logger,
     ) -> Self {
         let (streams, snapshots) = (Mutex::default(), Semaphore::new(SNAPSHOTS_MAX));
-        RaftApi { shared: Arc::new(Shared { myself, view, mailbox, metrics, streams, snapshots, stop, log }) }
+        RaftApi {
+            shared: Arc::new(Shared { remotes, view, mailbox, metrics, streams, snapshots, stop, log }),
+        }
     }
 }
 
@@ -141,13 +143,14 @@ impl v1::raft_server::Raft for RaftApi {
         let caller = caller_of(&request)?;
         let mut inbound = request.into_inner();
         let first = first(&mut inbound).await?;
-        let hello = check_hello(&shared.myself, first.hello.clone(), &caller)?;
+        let hello = check_hello(shared.remotes.myself(), first.hello.clone(), &caller)?;
         let member = shared.sender(&caller)?;
         shared.take(member.raft_id, first)?;
 
         let (number, token) = shared.open(member.raft_id);
+        shared.remotes.wake(member.raft_id);
         let (replies, rx) = mpsc::channel(1);
-        let ours = convert::hello_to(&shared.myself.hello(Some(hello.from)));
+        let ours = convert::hello_to(&shared.remotes.myself().hello(Some(hello.from)));
         let _ = replies.try_send(Ok(v1::RaftStreamReply { hello: Some(ours) }));
         tokio::spawn(async move {
             // It ends here, by its sender, or when the sender's interest in replies ends: its connection.
@@ -179,7 +182,7 @@ impl v1::raft_server::Raft for RaftApi {
         let mut inbound = request.into_inner();
         let mut assembly = Assembly::default();
         let mut chunk = first(&mut inbound).await?;
-        check_hello(&shared.myself, chunk.hello.take(), &caller)?;
+        check_hello(shared.remotes.myself(), chunk.hello.take(), &caller)?;
         loop {
             assembly.add(&chunk).map_err(|e| refuse(ErrorCode::BadRequest, e))?;
             let next = tokio::time::timeout(CHUNK_TIMEOUT, inbound.message()).await;

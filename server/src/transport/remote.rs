@@ -3,7 +3,7 @@
 //! ```text
 //! dialling ──taken──► connected ──broken──► dialling at once ──refused──► gone: raft is told
 //!    ▲                                         │
-//!    └────── rest: 50 ms to 1 s, jittered ◄────┘
+//!    └── rest: 50 ms to 1 s, jittered, or until it dials us ◄──┘
 //! ```
 //!
 //! While it is not connected, messages are dropped and reported: raft sends what is still needed.
@@ -22,7 +22,8 @@ use p2p_runtime::tls::{Connector, Expect};
 use p2p_server_raft::{Message, MessageKind};
 use prost::Message as _;
 use slog::{Logger, debug, info};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -32,6 +33,8 @@ use crate::raft::wire;
 
 /// Between two attempts: at most 20 a second, at least one.
 const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// A refusal this long after a stream broke says that the process is gone; later it is news no more.
+const EVIDENCE_WITHIN: Duration = Duration::from_secs(2);
 /// Batches between this task and HTTP/2: enough to keep the connection busy, little enough that a slow remote
 /// fills the queue, which counts, and not this.
 const BATCHES: usize = 16;
@@ -45,6 +48,7 @@ pub(super) struct RemoteTask {
     pub messages: mpsc::Receiver<Message>,
     pub status: watch::Sender<RemoteStatus>,
     pub channel: watch::Sender<Option<Channel>>,
+    pub wake: Arc<Notify>,
     pub stop: CancellationToken,
     pub log: Logger,
 }
@@ -71,8 +75,8 @@ impl RemoteTask {
 
     async fn keep_connected(&mut self) {
         let (mut rest, mut next_address) = (REST.0, 0);
-        // Set by a stream that broke: a refusal right after it is evidence.
-        let mut just_broke = false;
+        // When a stream broke: a refusal soon after it is evidence.
+        let mut broke_at: Option<Instant> = None;
         loop {
             let member = self.member.borrow_and_update().clone();
             let raft_id = member.raft_id;
@@ -87,22 +91,29 @@ impl RemoteTask {
                         Ended::Broken(reason) => {
                             self.shared.mailbox.unreachable(raft_id);
                             self.show(false, reason);
-                            just_broke = true;
+                            broke_at = Some(Instant::now());
                             continue;
                         }
                     }
                 }
                 Err(failed) => {
-                    if failed.refused && just_broke {
+                    // The first dial may still have met the port of a process that was just ending.
+                    if failed.refused && broke_at.take().is_some_and(|at| at.elapsed() < EVIDENCE_WITHIN) {
                         self.shared.mailbox.gone(raft_id);
                     }
                     failed.reason
                 }
             };
-            just_broke = false;
             next_address += 1;
             self.show(false, reason);
             let wait = tokio::time::sleep(rest.mul_f64(rand::random_range(0.5..1.5)));
+            let wake = Arc::clone(&self.wake);
+            let wait = async {
+                tokio::select! {
+                    () = wait => {}
+                    () = wake.notified() => {}
+                }
+            };
             Self::dropping(&mut self.messages, &self.shared, raft_id, wait).await;
             rest = (rest * 2).min(REST.1);
         }

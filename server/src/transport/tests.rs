@@ -93,7 +93,7 @@ impl Node {
         let (_, view) = watch::channel(view);
         let metrics = TransportMetrics::default();
         let api =
-            RaftApi::new(self.myself.clone(), view, self.mailbox.clone(), metrics, self.stop.clone(), log());
+            RaftApi::new(self.remotes.clone(), view, self.mailbox.clone(), metrics, self.stop.clone(), log());
         let acceptor = Acceptor {
             tls: ServerTls::api(Arc::clone(&self.myself.credentials)),
             limits: ListenLimits::default(),
