@@ -22,6 +22,7 @@ use slog::{Logger, debug, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::enrol::store_epoch;
 use crate::forward::Forwards;
@@ -101,6 +102,8 @@ pub(crate) struct AgentTask {
     pub(crate) log: Logger,
     /// The open sessions and attempts.
     pub(crate) sessions: HashMap<SessionToken, SessionHandle>,
+    /// Their tasks.
+    pub(crate) attempts: TaskTracker,
 }
 
 /// Why the loop woke.
@@ -126,10 +129,14 @@ impl AgentTask {
         self.drain_outputs();
         loop {
             match self.select(&mut timers, &stop).await {
-                Wake::Stop => return,
+                Wake::Stop => break,
                 wake => self.apply(wake),
             }
         }
+        self.sessions.clear();
+        self.attempts.close();
+        // A Server that does not end its side is not waited for.
+        let _ = tokio::time::timeout(session_task::END_TIMEOUT, self.attempts.wait()).await;
     }
 
     async fn select(&mut self, timers: &mut Timers, stop: &CancellationToken) -> Wake {
@@ -225,7 +232,8 @@ impl AgentTask {
                         "server_id" => dial.server.map(|id| id.to_string()).unwrap_or_default());
                     let session = dial.session;
                     let (credentials, mailbox) = (Arc::clone(&self.credentials), self.mailbox.clone());
-                    self.sessions.insert(session, session_task::spawn(dial, credentials, mailbox));
+                    let handle = session_task::spawn(&self.attempts, dial, credentials, mailbox);
+                    self.sessions.insert(session, handle);
                 }
                 Output::Send { session, message } => self.send(session, message),
                 Output::CloseSession { session, reason } => {

@@ -202,6 +202,7 @@ impl Peer {
             metrics: metrics.tables,
             log: log.clone(),
             sessions: HashMap::new(),
+            attempts: TaskTracker::new(),
         };
         let tasks = TaskTracker::new();
         tasks.spawn(agent.run(stop.clone()));

@@ -19,13 +19,14 @@ use p2p_runtime::tls::{Connector, Credentials, Expect};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
 
 use crate::agent_task::Input;
 
 /// Messages on their way up; a Server that lets so many wait takes nothing, and the session ends.
 const UP_QUEUE: usize = 64;
 /// After our end of the stream the Server has this long to end its own.
-const END_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The agent's side of a session.
 #[derive(Debug)]
@@ -42,15 +43,16 @@ impl SessionHandle {
     }
 }
 
-/// Starts an attempt; everything of it is told to `agent`.
+/// Starts an attempt among `attempts`; everything of it is told to `agent`.
 pub(crate) fn spawn(
+    attempts: &TaskTracker,
     dial: DialServer,
     credentials: Arc<Credentials>,
     agent: mpsc::Sender<Input>,
 ) -> SessionHandle {
     let (up, messages) = mpsc::channel(UP_QUEUE);
     let (alive, ended) = oneshot::channel();
-    tokio::spawn(async move {
+    attempts.spawn(async move {
         let session = dial.session;
         let attempt = Attempt { session, credentials, agent: agent.clone() };
         let ending = attempt.run(dial, messages, ended).await;
