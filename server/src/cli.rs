@@ -191,7 +191,7 @@ mod tests {
             "p2p-server members --server h:1 --ca ca.pem --token t --stale",
             "p2p-server master --data d --watch",
             "p2p-server token create --role server --uses 2 --ttl 1h --data d",
-            "p2p-server token create --role peer --data d --out /run/p2p/join.token",
+            "p2p-server token create --role peer --data d --out /run/p2p/join.token --keep",
             "p2p-server token list --data d",
             "p2p-server token revoke 00000000000000ff --data d",
         ] {

@@ -50,6 +50,9 @@ pub(super) struct CreateArgs {
     /// Write the token to this file, readable by its owner alone, instead of printing it
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     out: Option<PathBuf>,
+    /// Create nothing when the file of --out is there already
+    #[arg(long, requires = "out")]
+    keep: bool,
 }
 
 #[derive(Debug, Args)]
@@ -79,6 +82,10 @@ struct CreatedJson {
 }
 
 async fn create(args: CreateArgs) -> Result<(), Exit> {
+    if let Some(path) = args.out.as_ref().filter(|path| args.keep && path.exists()) {
+        eprintln!("{} is there already", path.display());
+        return Ok(());
+    }
     let client = Client::reach(&args.client).await?;
     let status = client.cluster().get_status(v1::GetStatusRequest {}).await.map_err(refused)?.into_inner();
     let cluster_id = convert::parse(&status.cluster_id, "cluster_id").map_err(Exit::failed)?;
