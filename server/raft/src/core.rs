@@ -372,7 +372,9 @@ impl RaftCore {
     fn campaign_if_alone(&mut self) {
         let me = self.config.raft_id;
         let alone = !self.membership.is_joint() && self.membership.voters.iter().eq([&me]);
-        if alone && !self.leads() && self.in_flight.is_none() {
+        // After a start the members are those of the snapshot until the log is applied again.
+        let current = self.applied == self.committed();
+        if alone && current && !self.leads() && self.in_flight.is_none() {
             self.campaign();
         }
     }
