@@ -20,6 +20,8 @@ mod peering;
 mod raft;
 mod rate_limit;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

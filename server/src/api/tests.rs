@@ -1,0 +1,7 @@
+//! The whole API over a real port: TLS with certificates of a real CA, a raft thread with its store, a hub.
+
+mod enrolment;
+mod look_ups;
+mod matrix;
+mod sessions;
+mod world;

@@ -1,0 +1,199 @@
+//! Who may call what, asked of every method as every kind of caller, by empty messages over the port.
+
+use futures_util::future::join_all;
+use http::Request;
+use p2p_common::command::{CommandBody, TokenRole};
+use p2p_common::{ClusterId, ErrorCode, UnixMs};
+use p2p_proto::status::CODE_KEY;
+use p2p_runtime::identity::Token;
+use p2p_runtime::tls::ConnectError;
+use p2p_server_core::METHODS;
+use tonic::Code;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::transport::Channel;
+use uuid::Uuid;
+
+use super::world::{Node, World, bearer, ca, peer, record};
+use crate::api::rate_limit::BURST;
+
+/// What became of a call at the gate. Behind it an empty message may still make no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Admitted,
+    Denied,
+    Unauthenticated(ErrorCode),
+    Limited,
+}
+
+use Verdict::{Admitted, Denied};
+/// The verdict about who has shown nothing where something is needed.
+const NOTHING: Verdict = Verdict::Unauthenticated(ErrorCode::Unauthenticated);
+
+async fn call(mut channel: Channel, path: &str, authorization: Option<&str>) -> Verdict {
+    std::future::poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+    let mut request = Request::post(path).header("content-type", "application/grpc").header("te", "trailers");
+    if let Some(value) = authorization {
+        request = request.header("authorization", value);
+    }
+    let empty_message = axum::body::Body::from(&[0u8; 5][..]);
+    let response = channel.call(request.body(Body::new(empty_message)).unwrap()).await.unwrap();
+    let headers = response.headers();
+    let code = |name| headers.get(name).map(|value| value.to_str().unwrap().parse::<u32>().unwrap());
+    match code("grpc-status").map(|code| Code::from(code as i32)) {
+        Some(Code::Unauthenticated) => {
+            Verdict::Unauthenticated(ErrorCode::from_number(code(CODE_KEY).unwrap_or_default()))
+        }
+        Some(Code::PermissionDenied) => Denied,
+        Some(Code::ResourceExhausted) => Verdict::Limited,
+        _ => Admitted,
+    }
+}
+
+/// Asks every method at once.
+async fn verdicts(channel: &Channel, authorization: Option<&str>) -> Vec<(&'static str, Verdict)> {
+    let asked =
+        METHODS.iter().map(|(path, _)| async { (*path, call(channel.clone(), path, authorization).await) });
+    join_all(asked).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_method_for_every_caller() {
+    let world = World::start().await;
+    // Per service: nobody, peer, server, reader, operator.
+    let agreed = [
+        ("/p2p.v1.Enroll/", [Admitted, Admitted, Admitted, Denied, Denied]),
+        ("/p2p.v1.Session/", [NOTHING, Admitted, Denied, Denied, Denied]),
+        ("/p2p.v1.Cluster/", [NOTHING, Admitted, Admitted, Admitted, Admitted]),
+        ("/p2p.v1.Operator/", [NOTHING, Denied, Denied, Denied, Admitted]),
+        ("/p2p.v1.Peering/", [NOTHING, Denied, Admitted, Denied, Denied]),
+        ("/p2p.v1.Raft/", [NOTHING, Denied, Admitted, Denied, Denied]),
+        ("/grpc.health.v1.Health/", [Admitted; 5]),
+        ("/grpc.reflection.", [NOTHING, Admitted, Admitted, Admitted, Admitted]),
+    ];
+    let public = world.public().await;
+    let (reader, operator, local) = (bearer(&world.reader), bearer(&world.operator), bearer(&world.local));
+    let node = world.node(&world.peers[0]).await.unwrap();
+    let callers = [
+        (0, &public, None),
+        (1, &node, None),
+        // On the node face a token changes nothing.
+        (1, &node, Some(operator.as_str())),
+        (2, &world.node(&world.other).await.unwrap(), None),
+        (3, &public, Some(reader.as_str())),
+        (4, &public, Some(operator.as_str())),
+        (4, &public, Some(local.as_str())),
+    ];
+    for (column, channel, authorization) in callers {
+        for (path, verdict) in verdicts(channel, authorization).await {
+            let (_, row) = agreed.iter().find(|(prefix, _)| path.starts_with(prefix)).unwrap();
+            assert_eq!(verdict, row[column], "{path} as caller {column}");
+        }
+        for path in ["/p2p.v1.Cluster/Nothing", "/p2p.v1.Agent/GetStatus", "/"] {
+            let verdict = call(channel.clone(), path, authorization).await;
+            assert_eq!(verdict, if column == 0 { NOTHING } else { Denied }, "{path} as caller {column}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_tokens_open_nothing() {
+    let world = World::start().await;
+    let mint = |role, cluster| Token::mint(role, cluster, world.ca.fingerprint()).unwrap();
+    let revoked = mint(TokenRole::Operator, world.ca.cluster_id());
+    world.propose(CommandBody::CreateToken(record(&revoked, UnixMs(u64::MAX)))).await;
+    let public = world.public().await;
+    let status = "/p2p.v1.Cluster/GetStatus";
+    assert_eq!(call(public.clone(), status, Some(&bearer(&revoked))).await, Admitted);
+    world.propose(CommandBody::RevokeToken(revoked.id())).await;
+    let other_cluster = mint(TokenRole::Operator, ClusterId::new(Uuid::from_u128(0xc2)));
+    let never_created = mint(TokenRole::Reader, world.ca.cluster_id());
+    let basic = bearer(&world.operator).replace("Bearer", "Basic");
+    let cut = bearer(&world.operator)[..60].to_owned();
+    for (authorization, code) in [
+        (bearer(&revoked), ErrorCode::TokenUnknown),
+        (bearer(&never_created), ErrorCode::TokenUnknown),
+        (bearer(&other_cluster), ErrorCode::WrongCluster),
+        (bearer(&world.join), ErrorCode::TokenRole),
+        (basic, ErrorCode::Unauthenticated),
+        (cut, ErrorCode::Unauthenticated),
+        ("Bearer".to_owned(), ErrorCode::Unauthenticated),
+        (String::new(), ErrorCode::Unauthenticated),
+    ] {
+        // Also methods that ask for nothing: whoever shows something wrong should hear so.
+        for (path, verdict) in verdicts(&public, Some(&authorization)).await {
+            assert_eq!(verdict, Verdict::Unauthenticated(code), "{path} with {authorization}");
+        }
+    }
+    assert_eq!(call(public, status, Some(&bearer(&world.operator))).await, Admitted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_token_opens_nothing() {
+    let world = World::start().await;
+    let public = world.public().await;
+    for (path, verdict) in verdicts(&public, Some(&bearer(&world.expired))).await {
+        assert_eq!(verdict, Verdict::Unauthenticated(ErrorCode::TokenExpired), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_alone_opens_nothing() {
+    let world = World::start().await;
+    // Signed by the CA, bound to another key.
+    let other_key = Node::new(&world.ca, world.peers[0].id);
+    let channel = world.node(&other_key).await.unwrap();
+    for (path, verdict) in verdicts(&channel, None).await {
+        assert_eq!(verdict, Verdict::Unauthenticated(ErrorCode::IdTaken), "{path}");
+    }
+    // Signed by the CA, bound to nothing.
+    let unknown = Node::new(&world.ca, peer(99));
+    let channel = world.node(&unknown).await.unwrap();
+    for (path, verdict) in verdicts(&channel, None).await {
+        assert_eq!(verdict, NOTHING, "{path}");
+    }
+    // Of another cluster: there is not even a connection to call on.
+    let stranger = Node::new(&ca(ClusterId::new(Uuid::from_u128(0xc2))), peer(1));
+    let refused = world.node(&stranger).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::Handshake(_) | ConnectError::Http2(_)), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_enrols_elsewhere_this_moment_is_waited_for() {
+    let world = World::start().await;
+    let node = Node::new(&world.ca, peer(50));
+    let channel = world.node(&node).await.unwrap();
+    let asking = tokio::spawn(async move { call(channel, "/p2p.v1.Cluster/GetStatus", None).await });
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    world
+        .propose(CommandBody::Enrol {
+            token_id: world.join.id(),
+            secret_hash: world.join.secret_hash(),
+            id: node.id,
+            name: "p".to_owned(),
+            key_hash: node.key_hash,
+            now: UnixMs(1),
+        })
+        .await;
+    assert_eq!(asking.await.unwrap(), Admitted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_shows_nothing_is_limited_and_nobody_else() {
+    let world = World::start().await;
+    let public = world.public().await;
+    let health = "/grpc.health.v1.Health/Check";
+    let mut limited = 0;
+    for _ in 0..2 * BURST {
+        limited += u64::from(call(public.clone(), health, None).await == Verdict::Limited);
+    }
+    assert!(limited > BURST / 2, "{limited}");
+    let wrong =
+        bearer(&Token::mint(TokenRole::Reader, world.ca.cluster_id(), world.ca.fingerprint()).unwrap());
+    let status = "/p2p.v1.Cluster/GetStatus";
+    let tried = join_all((0..20).map(|_| call(public.clone(), status, Some(&wrong)))).await;
+    assert!(tried.contains(&Verdict::Limited), "{tried:?}");
+    for _ in 0..2 * BURST {
+        assert_eq!(call(public.clone(), status, Some(&bearer(&world.reader))).await, Admitted);
+    }
+}
