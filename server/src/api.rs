@@ -23,6 +23,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,12 +109,13 @@ pub struct ApiContext {
 pub fn router(context: ApiContext, between_servers: Routes) -> Router<Stack<GateLayer, Identity>> {
     let gate = GateLayer::new(&context);
     let health = health::spawn(context.proposer.watch_master(), context.stop.clone());
-    let served = METHODS.iter().filter_map(|(path, _)| path.strip_prefix('/')?.split('/').next());
+    let served: BTreeSet<&str> =
+        METHODS.iter().filter_map(|(path, _)| path.strip_prefix('/')?.split('/').next()).collect();
     let reflection = || {
         let described = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        served.clone().fold(described, tonic_reflection::server::Builder::with_service_name)
+        served.iter().copied().fold(described, tonic_reflection::server::Builder::with_service_name)
     };
     let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
     let context = Arc::new(context);

@@ -211,9 +211,9 @@ impl World {
             stop: stop.clone(),
             log: log.clone(),
         };
-        let peering = PeeringApi::new(myself.clone(), proposer.clone(), ca_rx, log.clone());
+        let peering = PeeringApi::new(myself, proposer.clone(), ca_rx, log.clone());
         let raft = RaftApi::new(
-            myself,
+            remotes,
             driver.view.clone(),
             mailbox.clone(),
             transport_metrics,
