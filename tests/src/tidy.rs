@@ -10,7 +10,7 @@ mod sources;
 mod tree;
 mod words;
 
-pub use configs::check_config;
+pub use configs::{check_config, check_variables};
 pub use dependencies::{Workspace, check_dependencies};
 pub use links::check_links;
 pub use sources::check_sources;

@@ -2,7 +2,8 @@
 
 use p2p_tests::repository_root;
 use p2p_tests::tidy::{
-    TextFile, Workspace, check_config, check_dependencies, check_links, check_sources, check_words, read_tree,
+    TextFile, Workspace, check_config, check_dependencies, check_links, check_sources, check_variables,
+    check_words, read_tree,
 };
 
 fn tree() -> Vec<TextFile> {
@@ -57,4 +58,14 @@ fn example_configs_show_every_key_and_its_default() {
     expect_none(check_config(server, p2p_server::config::RawConfig::validate));
     let peer = example("deploy/config/p2p-peer.toml");
     expect_none(check_config(peer, p2p_peer::config::RawConfig::validate));
+}
+
+#[test]
+fn variables_of_deployments_set_something() {
+    let tree = tree();
+    let deploy: Vec<_> = tree.into_iter().filter(|file| file.path.starts_with("deploy/")).collect();
+    use p2p_peer::config as peer;
+    use p2p_server::config as server;
+    expect_none(check_variables::<server::RawConfig>(&deploy, server::ENVIRONMENT_PREFIX));
+    expect_none(check_variables::<peer::RawConfig>(&deploy, peer::ENVIRONMENT_PREFIX));
 }

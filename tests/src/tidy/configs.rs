@@ -1,4 +1,5 @@
-//! Example configurations: each key of the binary is there, once, and what is shown as a default is it.
+//! Example configurations: each key of the binary is there, once, and what is shown as a default is it; and
+//! variables in deployments, which must name a key.
 //!
 //! In an example a line `#key = value` shows a default, `#key = value # example` a value that is none, and prose
 //! has a space after its `#`.
@@ -48,6 +49,30 @@ where
         let with = load(&uncomment(&file.text, |other| other == line));
         if with != as_it_is {
             complain(format!("'{line}' is not the default; if it shall not be, add '{EXAMPLE}'"));
+        }
+    }
+    complaints
+}
+
+/// One complaint per variable in `files` that starts with `prefix` and sets no key of `R`.
+pub fn check_variables<R: DeserializeOwned>(files: &[TextFile], prefix: &str) -> Vec<String> {
+    let names = field_names::<R>();
+    let mut complaints = Vec::new();
+    for file in files {
+        for (index, line) in file.text.lines().enumerate() {
+            for rest in line.split(prefix).skip(1) {
+                let end = rest.find(|c: char| c != '_' && !c.is_ascii_uppercase()).unwrap_or(rest.len());
+                let key = rest[..end].to_lowercase();
+                // The bare prefix stands for all of them.
+                if !key.is_empty() && !names.contains(&key.as_str()) {
+                    complaints.push(format!(
+                        "{}:{}: {prefix}{} sets nothing",
+                        file.path,
+                        index + 1,
+                        &rest[..end]
+                    ));
+                }
+            }
         }
     }
     complaints
@@ -124,6 +149,14 @@ mod tests {
     #[test]
     fn takes_a_whole_example() {
         assert_eq!(complaints(GOOD), "");
+    }
+
+    #[test]
+    fn names_variables_that_set_nothing() {
+        let file = |text| [TextFile::new("a.env", text)];
+        assert_eq!(check_variables::<Raw>(&file("A_DATA=1\nset A_... and A_TOKEN=$A_DATA"), "A_"), [""; 0]);
+        let said = check_variables::<Raw>(&file("A_DATA=1\nA_DATE=2"), "A_");
+        assert_eq!(said, ["a.env:2: A_DATE sets nothing"]);
     }
 
     #[test]
