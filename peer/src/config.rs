@@ -30,7 +30,7 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
 
-    /// What people call this Peer [default: its Id]
+    /// What people call this Peer [default: the host's name]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -117,7 +117,7 @@ pub struct RawConfig {
 pub struct PeerConfig {
     /// Its data directory.
     pub data: PathBuf,
-    /// What people call it; `None`: as stored, else after its Id.
+    /// What people call it; `None`: as stored, else the host's name.
     pub name: Option<String>,
     /// Its Id; `None`: as stored, else drawn.
     pub id: Option<NodeId>,

@@ -39,6 +39,11 @@ impl Exit {
         Exit { code: 4, message: message.to_string() }
     }
 
+    /// Whether trying again may help.
+    pub fn is_unavailable(&self) -> bool {
+        self.code == 4
+    }
+
     /// The number.
     pub fn code(&self) -> u8 {
         self.code

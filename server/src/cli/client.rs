@@ -1,7 +1,7 @@
 //! A connection of the command line to a Server.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use p2p_common::addr::HostPort;
 use p2p_proto::v1::cluster_client::ClusterClient;
@@ -22,6 +22,9 @@ use super::ClientArgs;
 pub(crate) const ADDRESS_FILE: &str = "api.addr";
 /// Where a Server leaves an operator token that is good for its own run only.
 pub(crate) const OPERATOR_TOKEN_FILE: &str = "operator.token";
+/// A Server started just before, in the background of the same shell, gets this long to come up.
+const COMING_UP_TIMEOUT: Duration = Duration::from_secs(3);
+const COMING_UP_POLL: Duration = Duration::from_millis(50);
 /// The trust bundle in a data directory.
 const CA_FILE: &str = "ca.pem";
 
@@ -55,8 +58,25 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Reaches the Server that `args` names.
+    /// Reaches the Server that `args` names; one of this host that is still coming up is waited for.
     pub(super) async fn reach(args: &ClientArgs) -> Result<Client, Exit> {
+        let until = Instant::now() + COMING_UP_TIMEOUT.min(args.timeout);
+        let mut told = false;
+        loop {
+            match (Client::reach_once(args).await, &args.data) {
+                (Err(exit), Some(data)) if exit.is_unavailable() && Instant::now() < until => {
+                    if !std::mem::replace(&mut told, true) {
+                        eprintln!("p2p-server: waiting for the Server of {} to come up", data.display());
+                    }
+                    tokio::time::sleep(COMING_UP_POLL).await;
+                }
+                (reached, _) => return reached,
+            }
+        }
+    }
+
+    /// Reaches the Server that `args` names, or says at once why not.
+    pub(super) async fn reach_once(args: &ClientArgs) -> Result<Client, Exit> {
         let Access { address, ca, token } = access(args)?;
         let trust = TrustBundle::from_pem(&ca).map_err(|e| Exit::usage(chain(&e)))?;
         let connector = Connector::public(&trust).map_err(|e| Exit::failed(chain(&e)))?;

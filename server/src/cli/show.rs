@@ -148,7 +148,7 @@ pub(super) async fn watch_master(args: &ClientArgs) -> Result<(), Exit> {
     loop {
         let ended = match client.take() {
             Some(client) => follow(&client, &mut follower).await?,
-            None => match Client::reach(args).await {
+            None => match Client::reach_once(args).await {
                 Ok(reached) => {
                     client = Some(reached);
                     continue;

@@ -119,8 +119,8 @@ struct NodeFile {
 }
 
 impl NodeIdentity {
-    /// Takes the identity of a data directory, or makes one: Id and name as asked, else random, else after
-    /// the Id. A name that differs from the stored one replaces it.
+    /// Takes the identity of a data directory, or makes one: Id and name as asked, else random and the
+    /// host's name. A name that differs from the stored one replaces it.
     ///
     /// # Errors
     /// When the directory belongs to another Id than the one asked for, the Id is of the other kind, or a
@@ -166,7 +166,7 @@ impl NodeIdentity {
                 NodeId::new(kind, uuid::Builder::from_random_bytes(bytes).into_uuid())
             }
         };
-        let name = asked_name.map_or_else(|| id.to_string(), str::to_owned);
+        let name = asked_name.map(str::to_owned).or_else(host_name).unwrap_or_else(|| id.to_string());
         // A crash after the key and before node.json leaves a key without an Id: taken, not replaced.
         let key = match dir.view().read(KEY_FILE)? {
             Some(pem) => read_key(dir.view(), &pem)?,
@@ -300,6 +300,12 @@ impl NodeIdentity {
         json.push(b'\n');
         Ok(dir.write(NODE_FILE, &json, FileMode::Private)?)
     }
+}
+
+/// The host's name, as people know it: what a node is called unless it is told otherwise.
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    (!name.is_empty() && check_name(&name).is_ok()).then_some(name)
 }
 
 fn read_key(dir: &DataDirView, pem: &[u8]) -> Result<NodeKey, IdentityError> {
