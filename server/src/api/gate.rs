@@ -7,7 +7,8 @@
 //! ```
 //!
 //! On the node face the certificate counts and a token is not looked at. On the public face calls without
-//! credentials, or with wrong ones, are counted per source; others are not. Every answer is counted in the metrics.
+//! credentials, or with wrong ones, are counted per source; others are not, nor enrolments that succeed: their token is
+//! in the message. Every answer is counted in the metrics.
 //!
 //! Not here: TLS (`p2p_runtime::tls`), the matrix and the rules of tokens (`p2p_server_core`). Source: SPEC I4, I6,
 //! I7, I9.
@@ -15,7 +16,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -42,6 +43,9 @@ use crate::raft::Proposer;
 /// How long a node that this Server has not heard of is waited for: it may have enrolled elsewhere this moment, and
 /// would otherwise only come back after its back-off.
 const REPLICATION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Proves its caller by its message.
+const ENROLMENT: &str = "/p2p.v1.Enroll/Enroll";
 
 /// Who makes a call; in the extensions of every request that passed the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,11 +173,15 @@ impl Gate {
             .map_err(|refused| refuse_credentials(refused.code(), refused.to_string()))
     }
 
+    fn limit(&self) -> MutexGuard<'_, RateLimit> {
+        // A bucket cannot be left half changed.
+        self.limit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a call without good credentials.
     fn count(&self, source: IpAddr) -> Result<(), Status> {
         let now = self.clock.now();
-        // A bucket cannot be left half changed.
-        if self.limit.lock().unwrap_or_else(PoisonError::into_inner).take(source, now) {
+        if self.limit().take(source, now) {
             return Ok(());
         }
         self.metrics.limited();
@@ -238,20 +246,27 @@ where
                 Some(info) => gate.admit(&method, info, bearer.as_ref()).await,
                 None => Err(refuse(ErrorCode::Internal, "the connection of this request is not known")),
             };
-            let response = match admitted {
+            let response = match &admitted {
                 Ok(caller) => {
-                    request.extensions_mut().insert(caller);
+                    request.extensions_mut().insert(*caller);
                     inner.call(request).await?
                 }
                 Err(refused) => {
                     debug!(gate.log, "call refused"; "method" => &method, "code" => ?refused.code(),
                         "remote" => info.map(|info| info.remote.to_string()), "reason" => refused.message());
-                    refused.into_http()
+                    refused.clone().into_http()
                 }
             };
             // An answer without a status in its head has one behind its body; it began well.
             let code = response.headers().get(Status::GRPC_STATUS).map(HeaderValue::as_bytes);
-            gate.metrics.called(&method, code.map_or(Code::Ok, Code::from_bytes));
+            let code = code.map_or(Code::Ok, Code::from_bytes);
+            gate.metrics.called(&method, code);
+            if let Ok(Caller { kind: CallerKind::Anonymous, remote, .. }) = admitted
+                && method == ENROLMENT
+                && code == Code::Ok
+            {
+                gate.limit().give_back(remote.ip());
+            }
             Ok(response)
         })
     }

@@ -1,7 +1,8 @@
 //! How often one source may call without credentials, or with wrong ones: a token bucket per source (SPEC I4).
 //!
 //! A source is an IPv4 address or the /64 of an IPv6 address, which one client can use as it likes. Whoever shows good
-//! credentials is never counted, also behind the address of somebody who does not.
+//! credentials is never counted, also behind the address of somebody who does not; what turns out to be good only in
+//! the end, an enrolment, is given back.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,9 +10,10 @@ use std::time::Duration;
 
 use p2p_common::Now;
 
-/// Calls at once: a few hundred nodes behind one router may start and enrol together.
+/// Calls at once: a few hundred nodes behind one router may be enrolling at a time.
 pub const BURST: u64 = 256;
-/// Calls a second after that: an enrolment costs a raft entry, and a cluster bears thousands of these a second.
+/// Calls a second after that: a refused one costs up to a question to the leader, and a cluster bears thousands of
+/// these a second.
 pub const RATE_PER_S: u64 = 32;
 /// Sources remembered, at some 100 bytes each. When there are more, newcomers share one bucket until others are full
 /// again and forgotten, which takes 8 s.
@@ -76,6 +78,12 @@ impl RateLimit {
         }
         self.buckets.entry(source).or_insert_with(|| Bucket::full(now)).take(now)
     }
+
+    /// A counted call of `source` was good after all.
+    pub fn give_back(&mut self, source: IpAddr) {
+        let bucket = self.buckets.get_mut(&key(source)).unwrap_or(&mut self.shared);
+        bucket.level = (bucket.level + CALL).min(BURST * CALL);
+    }
 }
 
 fn key(source: IpAddr) -> IpAddr {
@@ -110,6 +118,19 @@ mod tests {
         assert!(!limit.take(v4(1), Now::from_ms(32)));
         assert_eq!(taken(&mut limit, v4(1), Now::from_ms(1_032)), RATE_PER_S);
         assert_eq!(taken(&mut limit, v4(1), Now::from_ms(3_600_000)), BURST);
+    }
+
+    #[test]
+    fn what_was_good_is_given_back_and_no_more() {
+        let mut limit = RateLimit::new(Now::ZERO);
+        for _ in 0..10 * BURST {
+            assert!(limit.take(v4(1), Now::ZERO));
+            limit.give_back(v4(1));
+        }
+        limit.give_back(v4(1));
+        limit.give_back(v4(2));
+        assert_eq!(taken(&mut limit, v4(1), Now::ZERO), BURST);
+        assert_eq!(taken(&mut limit, v4(2), Now::ZERO), BURST);
     }
 
     #[test]

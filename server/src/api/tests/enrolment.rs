@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::world::{CLUSTER, EPOCH, World, peer, server};
+use crate::api::rate_limit::BURST;
 
 struct Applicant {
     id: NodeId,
@@ -251,4 +252,23 @@ async fn many_enrol_at_once_and_each_use_is_spent_once() {
         matches!(result, Ok(Err(Some(ErrorCode::TokenUsedUp))))
     };
     assert_eq!((enrolled, results.iter().filter(used_up).count()), (20, 10));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn good_enrolments_are_not_limited_and_bad_ones_are() {
+    let world = World::start().await;
+    let mut operator = OperatorClient::new(world.client(Some(&world.operator)).await);
+    let (token, unknown) = (mint(&world, TokenRole::Peer), mint(&world, TokenRole::Peer));
+    operator.create_token(create(&token, 1_000)).await.unwrap();
+    let mut client = EnrollClient::new(world.public().await);
+    for n in 0..BURST as u128 + 50 {
+        client.enroll(Applicant::new(peer(1_000 + n)).request(&token)).await.unwrap();
+    }
+    let bad = Applicant::new(peer(1)).request(&unknown);
+    let mut refused = Vec::new();
+    for _ in 0..2 * BURST {
+        refused.push(code_of(&client.enroll(bad.clone()).await.unwrap_err()).unwrap());
+    }
+    assert_eq!(refused[0], ErrorCode::TokenUnknown);
+    assert_eq!(refused.last(), Some(&ErrorCode::Exhausted));
 }
