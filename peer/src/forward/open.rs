@@ -181,10 +181,11 @@ impl Carrier for Upstream {
         cx: &mut Context<'_>,
         from: &mut CopyBuffer,
         count: usize,
+        last: bool,
     ) -> Poll<Result<usize, TunnelError>> {
         match self {
-            Upstream::Local(backend) => backend.poll_send(cx, from, count),
-            Upstream::Remote(lease) => lease.tunnel().poll_send(cx, from, count),
+            Upstream::Local(backend) => backend.poll_send(cx, from, count, last),
+            Upstream::Remote(lease) => lease.tunnel().poll_send(cx, from, count, last),
         }
     }
 

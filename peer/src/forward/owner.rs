@@ -4,6 +4,7 @@
 //! dialled (SPEC F7, I8). The caller is who the tunnel's certificate says.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use p2p_common::service::ServiceName;
 use p2p_common::wire::tunnel::ProxyId;
@@ -21,6 +22,11 @@ use crate::tunnel::{Tunnel, TunnelError};
 
 /// Client bytes that came with a FORWARD that is refused; more would be a client that does not listen.
 const DISCARD_MAX_BYTES: usize = 1 << 20;
+
+/// RECEIVED and ACCEPT wait this long for each other and for the backend's first bytes: with a service that is
+/// near and fast all of it is one write here and one wake-up at the ingress. Far below the 250 ms after which
+/// an ingress that hears nothing wonders.
+const HOLD: Duration = Duration::from_millis(2);
 
 /// What serving tunnels needs.
 #[derive(Debug, Clone)]
@@ -62,10 +68,20 @@ impl Owner {
                 () = drain.cancelled() => return Ok(()),
             };
             let Some((proxy_id, service)) = next else { return Ok(()) };
-            tunnel.received(proxy_id).await?;
+            tunnel.received(proxy_id);
             let slot = self.forwards.serve(proxy_id);
             let backend = match &slot {
-                Some(_) => self.open(caller, &service).await,
+                Some(_) => {
+                    let open = self.open(caller, &service);
+                    tokio::pin!(open);
+                    match tokio::time::timeout(HOLD, &mut open).await {
+                        Ok(backend) => backend,
+                        Err(_) => {
+                            tunnel.flush().await?;
+                            open.await
+                        }
+                    }
+                }
                 None => Err(Refusal {
                     code: ErrorCode::Exhausted,
                     text: "its owner carries as many forwards as it can".to_owned(),
@@ -108,7 +124,8 @@ impl Owner {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         tunnel.accept(proxy_id);
-        let (mut there, mut back) = (Pipe::new(self.buffers.get()), Pipe::new(self.buffers.get()));
+        let mut there = Pipe::new(self.buffers.get());
+        let mut back = Pipe::new(self.buffers.get()).hold(HOLD);
         match copy_both((&mut *tunnel, &mut there), (&mut backend, &mut back)).await {
             Ok(()) => {
                 tunnel.reset();

@@ -9,8 +9,10 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 use crate::tunnel::TunnelError;
 
@@ -124,12 +126,14 @@ pub(crate) trait Carrier {
     fn poll_recv(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, TunnelError>>;
 
     /// Sends some of the first `count` bytes of `from` (not 0) and consumes them; says how many. What is
-    /// promised in one call must still be promised in the next: a frame may have been announced.
+    /// promised in one call must still be promised in the next: a frame may have been announced. With `last`
+    /// nothing comes after them but [`Carrier::poll_finish`], whose news may then go with them.
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut CopyBuffer,
         count: usize,
+        last: bool,
     ) -> Poll<Result<usize, TunnelError>>;
 
     /// Gets on the way what was sent.
@@ -175,6 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Plain<S> {
         cx: &mut Context<'_>,
         from: &mut CopyBuffer,
         count: usize,
+        _last: bool,
     ) -> Poll<Result<usize, TunnelError>> {
         let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, &from.unread()[..count]))?;
         if sent == 0 {
@@ -207,14 +212,24 @@ pub(crate) struct Pipe {
     /// What was read and not sent.
     pub(crate) buffer: CopyBuffer,
     ended: bool,
+    /// Reading failed behind what `buffer` holds.
+    failed: Option<TunnelError>,
     unflushed: bool,
+    /// Until then the first flush waits for bytes to go along.
+    hold: Option<Pin<Box<Sleep>>>,
     finished: bool,
 }
 
 impl Pipe {
     /// Sends what `buffer` holds first.
     pub(crate) fn new(buffer: CopyBuffer) -> Self {
-        Pipe { buffer, ended: false, unflushed: true, finished: false }
+        Pipe { buffer, ended: false, failed: None, unflushed: true, hold: None, finished: false }
+    }
+
+    /// Lets what was queued before the first bytes wait up to `time` for them.
+    pub(crate) fn hold(mut self, time: Duration) -> Self {
+        self.hold = Some(Box::pin(tokio::time::sleep(time)));
+        self
     }
 
     /// Moves what can be moved; ready when `from` ended and `to` was told.
@@ -230,26 +245,52 @@ impl Pipe {
         loop {
             while !self.buffer.is_empty() {
                 let count = self.buffer.unread().len();
-                ready!(to.poll_send(cx, &mut self.buffer, count))?;
+                ready!(to.poll_send(cx, &mut self.buffer, count, self.ended))?;
                 self.unflushed = true;
+                self.hold = None;
+            }
+            if let Some(error) = self.failed.take() {
+                return Poll::Ready(Err(error));
             }
             if self.ended {
                 ready!(to.poll_finish(cx))?;
                 self.finished = true;
                 return Poll::Ready(Ok(()));
             }
-            match from.poll_recv(cx, self.buffer.space())? {
-                Poll::Ready(0) => self.ended = true,
-                Poll::Ready(count) => self.buffer.fill(count),
-                Poll::Pending => {
-                    if self.unflushed {
-                        ready!(to.poll_flush(cx))?;
-                        self.unflushed = false;
-                    }
-                    return Poll::Pending;
-                }
+            if self.fill(cx, from)?.is_pending() {
+                return self.poll_flush(cx, to);
             }
         }
+    }
+
+    /// Reads what there is, and looks whether more or the end follows: it costs nothing and saves a write.
+    fn fill<A: Carrier>(&mut self, cx: &mut Context<'_>, from: &mut A) -> Poll<Result<(), TunnelError>> {
+        match ready!(from.poll_recv(cx, self.buffer.space()))? {
+            0 => self.ended = true,
+            count => self.buffer.fill(count),
+        }
+        if !self.ended && !self.buffer.is_full() {
+            match from.poll_recv(cx, self.buffer.space()) {
+                Poll::Ready(Ok(0)) => self.ended = true,
+                Poll::Ready(Ok(count)) => self.buffer.fill(count),
+                Poll::Ready(Err(error)) => self.failed = Some(error),
+                Poll::Pending => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Nothing to move: what was sent must be on its way. Never ready but with an error.
+    fn poll_flush<B: Carrier>(&mut self, cx: &mut Context<'_>, to: &mut B) -> Poll<Result<(), TunnelError>> {
+        if let Some(hold) = &mut self.hold {
+            ready!(hold.as_mut().poll(cx));
+            self.hold = None;
+        }
+        if self.unflushed {
+            ready!(to.poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Pending
     }
 }
 

@@ -33,6 +33,8 @@ use crate::forward::splice::{Carrier, CopyBuffer};
 
 /// Hellos are one round trip over a connection that just made three.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The empty frame that ends a direction.
+const END: [u8; LENGTH_BYTES] = [0; LENGTH_BYTES];
 /// A REFUSE with this id answers a hello: no forward has it.
 const NO_FORWARD: ProxyId = ProxyId(0);
 
@@ -237,12 +239,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
         }
     }
 
-    /// Tells that the FORWARD came.
+    /// Tells that the FORWARD came; goes out with what follows or the first flush.
+    pub(crate) fn received(&mut self, proxy_id: ProxyId) {
+        Control::Received { proxy_id }.encode(&mut self.pending);
+    }
+
+    /// Gets on the way what waits.
     ///
     /// # Errors
     /// When the connection breaks.
-    pub(crate) async fn received(&mut self, proxy_id: ProxyId) -> Result<(), TunnelError> {
-        self.send(&Control::Received { proxy_id }).await
+    pub(crate) async fn flush(&mut self) -> Result<(), TunnelError> {
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     /// Tells that the backend is open; goes out with its first bytes or the first flush.
@@ -276,7 +283,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
 
     async fn send(&mut self, frame: &Control) -> Result<(), TunnelError> {
         frame.encode(&mut self.pending);
-        std::future::poll_fn(|cx| self.poll_flush(cx)).await
+        self.flush().await
     }
 
     /// A control frame; `None` when the stream ended before its first byte.
@@ -406,6 +413,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Tunnel<S> {
         cx: &mut Context<'_>,
         from: &mut CopyBuffer,
         count: usize,
+        last: bool,
     ) -> Poll<Result<usize, TunnelError>> {
         let (header, payload) = match self.outbound {
             Outbound::Data { header: 0, payload: 0 } => (LENGTH_BYTES, count),
@@ -421,24 +429,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Tunnel<S> {
         } else {
             &from.unread()[..payload]
         };
+        let end: &[u8] = if last && payload == count { &END } else { &[] };
         let stream = Pin::new(&mut self.stream);
-        let mut sent = if self.pending.is_empty() {
+        let mut sent = if self.pending.is_empty() && end.is_empty() {
             ready!(stream.poll_write(cx, piece))?
         } else {
-            ready!(stream.poll_write_vectored(cx, &[IoSlice::new(&self.pending), IoSlice::new(piece)]))?
+            let pieces = [IoSlice::new(&self.pending), IoSlice::new(piece), IoSlice::new(end)];
+            ready!(stream.poll_write_vectored(cx, &pieces))?
         };
         if sent == 0 {
             return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into()));
         }
-        let of_pending = sent.min(self.pending.len());
+        let mut of = |bytes: usize| {
+            let taken = sent.min(bytes);
+            sent -= taken;
+            taken
+        };
+        let of_pending = of(self.pending.len());
+        let (of_header, of_payload) = (of(header), of(payload));
         self.pending.advance(of_pending);
-        sent -= of_pending;
-        let of_header = sent.min(header);
-        sent -= of_header;
-        self.outbound = Outbound::Data { header: header - of_header, payload: payload - sent };
-        from.consume(sent);
-        self.counters.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(sent))
+        self.outbound = if sent > 0 {
+            self.pending.extend_from_slice(&END[sent..]);
+            Outbound::Ended
+        } else {
+            Outbound::Data { header: header - of_header, payload: payload - of_payload }
+        };
+        from.consume(of_payload);
+        self.counters.bytes_out.fetch_add(of_payload as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(of_payload))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
@@ -451,7 +469,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Tunnel<S> {
             if header + payload > 0 {
                 return Poll::Ready(Err(TunnelError::Unexpected("a frame was not sent to its end")));
             }
-            self.pending.extend_from_slice(&data_header(0));
+            self.pending.extend_from_slice(&END);
             self.outbound = Outbound::Ended;
         }
         self.poll_flush(cx)

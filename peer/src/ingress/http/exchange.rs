@@ -152,7 +152,7 @@ impl Exchange {
     ) -> Poll<Failure> {
         loop {
             while self.up.taken > 0 {
-                match ready!(upstream.poll_send(cx, buffer, self.up.taken)) {
+                match ready!(upstream.poll_send(cx, buffer, self.up.taken, false)) {
                     Ok(sent) => self.up.taken -= sent,
                     Err(error) => return Poll::Ready(Failure::Upstream(error)),
                 }
@@ -213,7 +213,7 @@ impl Exchange {
         let failed = |failure| Poll::Ready(Outcome::Failed(failure));
         loop {
             while self.down.taken > 0 {
-                match ready!(client.poll_send(cx, buffer, self.down.taken)) {
+                match ready!(client.poll_send(cx, buffer, self.down.taken, false)) {
                     Ok(sent) => self.down.taken -= sent,
                     Err(error) => return failed(Failure::Client(error)),
                 }
