@@ -51,11 +51,10 @@ pub struct Peer {
     tasks: TaskTracker,
 }
 
-/// The sockets a Peer listens on, taken before anything else happens.
+/// The ports a Peer listens on, taken before anything else happens.
 struct Ports {
     ingress: TcpListener,
     metrics: TcpListener,
-    local: local_api::Socket,
 }
 
 impl Peer {
@@ -74,13 +73,9 @@ impl Peer {
         let name = config.name.as_deref();
         let mut identity =
             NodeIdentity::load_or_create(&data, NodeKind::Peer, config.id, name).map_err(|e| failed(&e))?;
-        let local = local_api::listen(data.path()).map_err(|e| {
-            Exit::failed(format!("cannot listen on {}/agent.sock: {e}", data.path().display()))
-        })?;
         let ports = Ports {
             ingress: tcp::listen(config.listen, "--listen").map_err(|e| failed(&e))?,
             metrics: tcp::listen(config.metrics, "--metrics").map_err(|e| failed(&e))?,
-            local,
         };
         let token = config.token.as_ref();
         let enrolled = enrol::ensure(&mut identity, &data, token, &config.servers, &stop, &log);
@@ -170,6 +165,9 @@ impl Peer {
             metrics: metrics.ingress.clone(),
             log: log.clone(),
         });
+        let local = local_api::listen(data.path()).map_err(|e| {
+            Exit::failed(format!("cannot listen on {}/agent.sock: {e}", data.path().display()))
+        })?;
         let (mailbox, inputs) = mpsc::channel(MAILBOX);
         let starting = Readiness::NotReady(vec![agent.state().to_string()]);
         let (ready, is_ready) = watch::channel(starting);
@@ -209,7 +207,7 @@ impl Peer {
         tasks.spawn(pool.run(stop.clone()));
         tasks.spawn(ingress.run(ports.ingress, stop.clone(), GRACE));
         tasks.spawn(admin::serve(ports.metrics, router, stop.clone(), log.clone()));
-        tasks.spawn(api.serve(ports.local, stop.clone(), log));
+        tasks.spawn(api.serve(local, stop.clone(), log));
         Ok(Peer { id, stop, tasks })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use p2p_common::NodeId;
@@ -21,13 +21,33 @@ use crate::local_api::{SOCKET_FILE, path_name};
 
 /// The agent answers at once, or it is stuck.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// A Peer started just before, in the background of the same shell, gets this long to come up.
+const COMING_UP_TIMEOUT: Duration = Duration::from_secs(3);
+const COMING_UP_POLL: Duration = Duration::from_millis(50);
 
-/// Reaches the agent of a data directory.
+/// Reaches the agent of a data directory; one that is still coming up is waited for.
 async fn reach(data: &Path) -> Result<AgentClient<Channel>, Exit> {
+    let until = Instant::now() + COMING_UP_TIMEOUT;
+    let mut told = false;
+    loop {
+        match reach_once(data).await {
+            Err(exit) if exit.is_unavailable() && Instant::now() < until => {
+                if !std::mem::replace(&mut told, true) {
+                    eprintln!("p2p-peer: waiting for the Peer of {} to come up", data.display());
+                }
+                tokio::time::sleep(COMING_UP_POLL).await;
+            }
+            reached => return reached,
+        }
+    }
+}
+
+async fn reach_once(data: &Path) -> Result<AgentClient<Channel>, Exit> {
     let path = data.join(SOCKET_FILE);
     let stream = UnixStream::connect(&path).await.map_err(|e| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Exit::unavailable(format!(
-            "no Peer runs with the data directory {}: start one with `p2p-peer run --data {} ...`",
+            "no Peer answers for the data directory {}: start one with `p2p-peer run --data {} ...`; one that \
+             waits to be enrolled says so in its log",
             data.display(),
             data.display()
         )),

@@ -241,7 +241,7 @@ async fn tunnels_per_remote_are_bounded_and_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_protocols_are_closed_cleanly_and_tls_goes_by_sni() {
+async fn other_protocols_are_closed_cleanly() {
     let (_world, _owner, ingress) = pair(&[]);
     for bytes in
         [&b"\x00\x01\x02\x03garbage"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\xff\xff"]
@@ -298,4 +298,21 @@ async fn five_hundred_at_once_and_nothing_is_left() {
 
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_does_not_answer_is_504() {
+    // A full backlog: the kernel drops what comes.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let addr = socket.local_addr().unwrap().as_socket().unwrap();
+    let _first = TcpStream::connect(addr).await.unwrap();
+    let (_world, owner, ingress) = pair(&service("web.example", addr));
+    let mut client = Client::to(&ingress).await;
+    let (status, body) = client.get("web.example", "/").await;
+    assert_eq!(status, 504, "{body}");
+    assert!(body.contains("in time"), "{body}");
+    drop(client);
+    nothing_left(&ingress, &owner).await;
 }

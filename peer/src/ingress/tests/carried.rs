@@ -216,3 +216,34 @@ async fn connect_reaches_registered_services_only() {
     assert_eq!(client.response().await.0, 404);
     nothing_left(&ingress, &owner).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_goes_to_the_service_its_sni_names_untouched() {
+    let hex = include_str!("../../../core/tests/testdata/client_hello_openssl.hex");
+    let digits: Vec<u32> = hex.chars().filter_map(|digit| digit.to_digit(16)).collect();
+    let hello: Vec<u8> = digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect();
+    let addr = backend(|stream| async move {
+        let (mut read, mut write) = tokio::io::split(stream);
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+        write.shutdown().await.unwrap();
+    })
+    .await;
+    let (_world, owner, ingress) = pair(&service("web.example", addr));
+    // The ClientHello comes in two pieces.
+    let mut client = Client::to(&ingress).await;
+    client.send(&hello[..100]).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    client.send(&hello[100..]).await;
+    client.send(b"and what follows").await;
+    client.0.get_mut().shutdown().await.unwrap();
+    let mut echoed = Vec::new();
+    within(client.0.read_to_end(&mut echoed)).await.unwrap();
+    assert_eq!(echoed, [&hello[..], b"and what follows"].concat());
+    nothing_left(&ingress, &owner).await;
+    eventually("back in the pool", || ingress.pool.tunnels() == (1, 0)).await;
+    // A name nobody has: a clean close.
+    let (_world, _owner, ingress) = pair(&service("other.example", addr));
+    let mut client = Client::to(&ingress).await;
+    client.send(&hello).await;
+    assert!(client.at_end().await);
+}
