@@ -157,14 +157,7 @@ impl AgentTask {
             Wake::Input(input) => self.apply_input(input, at),
             Wake::Due => self.agent.handle_tick(at),
             Wake::Tunnels => self.apply_tunnels(at),
-            Wake::Sample => {
-                for (peer, bytes_in, bytes_out) in self.pool.take_traffic() {
-                    self.agent.handle_traffic(peer, Traffic { bytes_in, bytes_out, rtt_us: None });
-                }
-                let (active, total) = self.forwards.counts();
-                self.agent.handle_forwards(p2p_peer_core::Forwards { active, total });
-                self.metrics.set_tunnels(self.pool.tunnels());
-            }
+            Wake::Sample => self.sample(),
             Wake::Interfaces => match interface_addrs() {
                 Ok(addrs) => self.agent.handle_interfaces(addrs, at),
                 Err(error) => warn!(self.log, "cannot read the interfaces"; "error" => %error),
@@ -190,15 +183,32 @@ impl AgentTask {
                 self.sessions.remove(&session);
                 self.agent.handle_session_closed(session, reason, at);
             }
-            // Who asked may have left; the answer is then for nobody.
-            Input::Ask(Question::Status(answer)) => drop(answer.send(self.agent.status())),
-            Input::Ask(Question::Links(answer)) => {
-                drop(answer.send(self.agent.links().map(|link| self.named(link)).collect()));
-            }
-            Input::Ask(Question::Why(id, answer)) => {
-                drop(answer.send(self.agent.link(id).map(|link| self.named(link))));
+            Input::Ask(question) => {
+                self.sample();
+                self.answer(question);
             }
         }
+    }
+
+    /// Who asked may have left; the answer is then for nobody.
+    fn answer(&self, question: Question) {
+        match question {
+            Question::Status(answer) => drop(answer.send(self.agent.status())),
+            Question::Links(answer) => {
+                drop(answer.send(self.agent.links().map(|link| self.named(link)).collect()));
+            }
+            Question::Why(id, answer) => drop(answer.send(self.agent.link(id).map(|link| self.named(link)))),
+        }
+    }
+
+    /// Tells the agent what moved on the data path.
+    fn sample(&mut self) {
+        for (peer, bytes_in, bytes_out) in self.pool.take_traffic() {
+            self.agent.handle_traffic(peer, Traffic { bytes_in, bytes_out, rtt_us: None });
+        }
+        let (active, total) = self.forwards.counts();
+        self.agent.handle_forwards(p2p_peer_core::Forwards { active, total });
+        self.metrics.set_tunnels(self.pool.tunnels());
     }
 
     fn apply_tunnels(&mut self, at: Moment) {

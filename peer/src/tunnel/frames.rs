@@ -475,3 +475,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Tunnel<S> {
         self.poll_flush(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;
