@@ -99,7 +99,7 @@ struct ClientArgs {
     /// The cluster's CA certificate (ca.pem of any node's data directory)
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// An operator or reader token
+    /// An operator or reader token, for --server
     #[arg(long, value_name = "TOKEN", env = "P2P_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Print JSON for programs

@@ -20,7 +20,9 @@ pub enum IdentityRefused {
         id: NodeId,
     },
     /// The Id belongs to another key.
-    #[error("{id} is bound to key {bound}, not to {shown}: `identity reset {id}` unbinds a lost key")]
+    #[error(
+        "{id} is bound to key {bound}, not to {shown}: start the node with the data directory that holds its key, or under another Id"
+    )]
     OtherKey {
         /// The claimed Id.
         id: NodeId,

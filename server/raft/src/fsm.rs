@@ -154,8 +154,10 @@ fn enrol(state: &mut ClusterState, shown: &Enrolment<'_>, name: &str) -> Applyin
         return refuse(ErrorCode::TokenExpired, "the token has expired: create another");
     }
     if identity.is_some() && !bound_here {
-        let message =
-            format!("{} is bound to another key: `identity reset {}` unbinds a lost one", shown.id, shown.id);
+        let message = format!(
+            "{} is bound to another key: start the node with the data directory that holds its key, or under another Id",
+            shown.id
+        );
         return refuse(ErrorCode::IdTaken, message);
     }
     if !used_before && token.uses_left == 0 {

@@ -127,10 +127,8 @@ fn access(args: &ClientArgs) -> Result<Access, Exit> {
         return Ok(Access { address, ca, token: token.clone() });
     }
     let Some(data) = &args.data else { return Err(Exit::usage("give --data DIR or --server HOST:PORT")) };
-    let token = match &args.token {
-        Some(token) => token.clone(),
-        None => text(data, OPERATOR_TOKEN_FILE)?,
-    };
+    // A token in the environment is for other Servers: it may be a reader's, or another cluster's.
+    let token = text(data, OPERATOR_TOKEN_FILE)?;
     let address = text(data, ADDRESS_FILE)?;
     let address = address
         .trim()
