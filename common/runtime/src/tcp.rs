@@ -146,6 +146,20 @@ impl DialError {
 /// # Errors
 /// When no address takes the connection; the last failure is told.
 pub async fn connect(to: &HostPort, timeout: Duration) -> Result<TcpStream, DialError> {
+    connect_where(to, timeout, |_| Ok(())).await
+}
+
+/// Like [`connect`], but dials only addresses that `allowed` lets through: what a name resolves to is known here
+/// first, and a name from elsewhere must not lead to an address that would not be dialled by itself.
+///
+/// # Errors
+/// When no address takes the connection; the last failure is told. An address that is not allowed is a failure
+/// with the reason given.
+pub async fn connect_where(
+    to: &HostPort,
+    timeout: Duration,
+    allowed: impl Fn(SocketAddr) -> Result<(), String>,
+) -> Result<TcpStream, DialError> {
     let timed_out = || DialError::TimedOut { to: to.clone(), after: timeout };
     let deadline = tokio::time::Instant::now() + timeout;
     let addresses: Vec<SocketAddr> = match to.socket_addr() {
@@ -159,6 +173,11 @@ pub async fn connect(to: &HostPort, timeout: Duration) -> Result<TcpStream, Dial
     };
     let mut last = None;
     for (tried, addr) in addresses.iter().enumerate() {
+        if let Err(why) = allowed(*addr) {
+            let source = io::Error::new(io::ErrorKind::PermissionDenied, why);
+            last = Some(DialError::Failed { to: to.clone(), addr: *addr, source });
+            continue;
+        }
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let share = left / u32::try_from(addresses.len() - tried).expect("at most ADDRESSES_MAX");
         match tokio::time::timeout(share, TcpStream::connect(addr)).await {
@@ -277,6 +296,19 @@ mod tests {
         drop(listener);
         let refused = connect(&to, Duration::from_secs(5)).await.unwrap_err();
         assert!(refused.is_refused(), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_name_leads_to_allowed_addresses_only() {
+        let listener = listen(LOOPBACK.parse().unwrap(), "--listen").unwrap();
+        let to = HostPort::new("localhost", listener.local_addr().unwrap().port()).unwrap();
+        let refused =
+            connect_where(&to, Duration::from_secs(5), |_| Err("loopback".into())).await.unwrap_err();
+        assert!(refused.to_string().contains("loopback"), "{refused}");
+        assert!(!refused.is_refused());
+        let dialled = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
+        assert!(dialled.is_err(), "an address that is not allowed was dialled");
+        connect_where(&to, Duration::from_secs(5), |_| Ok(())).await.unwrap();
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use p2p_common::addr::HostPort;
 use p2p_common::{KeyHash, NodeId};
+use p2p_peer_core::DialRule;
 use p2p_runtime::tcp::{self, CongestionReport};
 use p2p_runtime::tls::{ClientTlsStream, ConnectError, Connector, Credentials, Expect};
 use tokio::net::TcpStream;
@@ -74,7 +75,8 @@ pub(crate) struct DirectDialer {
 }
 
 impl DirectDialer {
-    /// Dials `id`, which shows `key_hash`, at the first of `addresses` that does.
+    /// Dials `id`, which shows `key_hash`, at the first of `addresses` that does. What a name among them resolves to
+    /// must pass `rule` like an address would (SPEC P2).
     ///
     /// # Errors
     /// When none does, with what happened at each.
@@ -83,6 +85,7 @@ impl DirectDialer {
         id: NodeId,
         key_hash: KeyHash,
         addresses: &[HostPort],
+        rule: &DialRule,
         counters: &Arc<LinkCounters>,
     ) -> Result<DirectTunnel, DialFailures> {
         let connector =
@@ -105,7 +108,7 @@ impl DirectDialer {
                 () = tokio::time::sleep_until(next_at), if waiting.len() > 0 => {
                     let address = waiting.next().expect("there is one left");
                     next_at = Instant::now() + HEAD_START;
-                    let dial = self.dial_address(&connector, id, address, counters);
+                    let dial = self.dial_address(&connector, id, address, rule, counters);
                     running.push(async move { (address, dial.await) });
                 }
                 else => return Err(DialFailures(failures)),
@@ -118,9 +121,11 @@ impl DirectDialer {
         connector: &Connector,
         id: NodeId,
         address: &HostPort,
+        rule: &DialRule,
         counters: &Arc<LinkCounters>,
     ) -> Result<DirectTunnel, AddressError> {
-        let tcp = tcp::connect(address, DIAL_TIMEOUT).await.map_err(ConnectError::from)?;
+        let allowed = |addr| rule.check(addr).map_err(|skip| skip.to_string());
+        let tcp = tcp::connect_where(address, DIAL_TIMEOUT, allowed).await.map_err(ConnectError::from)?;
         let congestion = tcp::use_bbr(&tcp);
         let dialed = connector.connect(address, tcp, DIAL_TIMEOUT).await?;
         let start = Instant::now();

@@ -334,11 +334,14 @@ impl Shared {
     }
 
     async fn dial(&self, remote: &Arc<Remote>) -> Result<DirectTunnel, DialFailures> {
-        let known = self.views.tables().peer(remote.id).cloned();
+        let (known, rule) = {
+            let tables = self.views.tables();
+            (tables.peer(remote.id).cloned(), Arc::clone(tables.dial_rule()))
+        };
         let dialled = match &known {
             Some(peer) => {
                 let addresses = &peer.plan.addresses;
-                self.dialer.dial(remote.id, peer.entry.key_hash, addresses, &remote.counters).await
+                self.dialer.dial(remote.id, peer.entry.key_hash, addresses, &rule, &remote.counters).await
             }
             None => Err(DialFailures(Vec::new())),
         };
