@@ -4,6 +4,7 @@
 //! [`router`] has the three pages, a binary may add its own; [`serve`] bounds connections in number, in the
 //! time to send a request, and in life, so that nobody can hold the port by being slow.
 
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +20,13 @@ use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
 use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-/// Connections at a time: scrapers, probes and some people. Further ones wait to be accepted.
+/// Connections at a time: scrapers, probes and some people. A further one takes the place of the oldest, so that
+/// silent clients keep nobody from asking.
 const CONNECTIONS_MAX: usize = 64;
 /// The time for a request's head, and for the next request on an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,14 +82,10 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 
 /// Serves `router` until `stop`; requests under way get two seconds to finish.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, log: Logger) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (connections, mut open) = (TaskTracker::new(), VecDeque::<AbortHandle>::new());
     loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
-            (slot, listener.accept().await)
-        };
-        let (slot, accepted) = tokio::select! {
-            next = next => next,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
         let stream = match accepted {
@@ -96,18 +96,25 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
                 continue;
             }
         };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = open.pop_front()
+        {
+            debug!(log, "oldest connection closed for a new one"; "open" => CONNECTIONS_MAX);
+            oldest.abort();
+        }
         let (router, stop, log) = (router.clone(), stop.clone(), log.clone());
-        tokio::spawn(async move {
+        let connection = connections.spawn(async move {
             if let Err(e) = serve_connection(stream, router, stop).await {
                 debug!(log, "connection failed"; "error" => %e);
             }
-            drop(slot);
         });
+        open.push_back(connection.abort_handle());
     }
     drop(listener);
-    let all = u32::try_from(CONNECTIONS_MAX).expect("small");
+    connections.close();
     // Each connection ends by itself within the grace; this waits for them.
-    let _ = tokio::time::timeout(GRACE * 2, slots.acquire_many(all)).await;
+    let _ = tokio::time::timeout(GRACE * 2, connections.wait()).await;
 }
 
 async fn serve_connection(
