@@ -43,9 +43,16 @@ pub(super) enum Joined {
 enum Refused {
     /// Another try, or another introducer, may help.
     ForNow(String),
-    /// It would say so for ever.
-    ForGood(String),
+    /// It would say so for ever; the start ends like this.
+    ForGood(Ending, String),
 }
+
+/// The exit that a reason makes.
+type Ending = fn(&dyn std::fmt::Display) -> Exit;
+
+const FAILED: Ending = |why| Exit::failed(why);
+const USAGE: Ending = |why| Exit::usage(why);
+const NEEDS_OPERATOR: Ending = |why| Exit::needs_operator(why);
 
 /// Enrols if need be, joins, and begins the store.
 pub(super) async fn join(
@@ -110,8 +117,8 @@ async fn persist<T>(
         for introducer in &applicant.config.join {
             match ask(introducer).await {
                 Ok(answer) => return Ok(Some(answer)),
-                Err(Refused::ForGood(why)) => {
-                    for_good = Some(format!("{introducer} refuses the {what}: {why}"))
+                Err(Refused::ForGood(ending, why)) => {
+                    for_good = Some(ending(&format!("{introducer} refuses the {what}: {why}")))
                 }
                 Err(Refused::ForNow(why)) => {
                     // Said once per reason, not once per try.
@@ -123,8 +130,8 @@ async fn persist<T>(
                 }
             }
         }
-        if let Some(why) = for_good {
-            return Err(Exit::failed(why));
+        if let Some(exit) = for_good {
+            return Err(exit);
         }
         if give_up.is_some_and(|at| tokio::time::Instant::now() >= at) {
             return Ok(None);
@@ -140,7 +147,7 @@ async fn enrol(
     token: &Token,
     introducer: &HostPort,
 ) -> Result<(Enrolment, Epoch), Refused> {
-    let for_good = |e: &dyn std::fmt::Display| Refused::ForGood(e.to_string());
+    let for_good = |e: &dyn std::fmt::Display| Refused::ForGood(FAILED, e.to_string());
     let connector = Connector::enrol(token).map_err(|e| for_good(&e))?;
     let connection = connect(&connector, introducer, &ChannelParams::default()).await.map_err(unreached)?;
     let mut request = tonic::Request::new(v1::EnrollRequest {
@@ -176,9 +183,9 @@ async fn ask_to_join(
     let reply = v1::peering_client::PeeringClient::new(connection.channel).join(request).await;
     let reply = reply.map_err(|status| refused(&status))?.into_inner();
     let members = convert::member_table_from(reply.members);
-    let (_, members) = members.map_err(|e| Refused::ForGood(e.to_string()))?;
+    let (_, members) = members.map_err(|e| Refused::ForGood(FAILED, e.to_string()))?;
     if reply.raft_id == 0 {
-        return Err(Refused::ForGood("it gave no raft id".to_owned()));
+        return Err(Refused::ForGood(FAILED, "it gave no raft id".to_owned()));
     }
     Ok(Origin { raft_id: reply.raft_id, members })
 }
@@ -203,7 +210,11 @@ fn hello(
 fn unreached(error: ConnectError) -> Refused {
     match error.code() {
         ErrorCode::Unavailable => Refused::ForNow(chain(&error)),
-        _ => Refused::ForGood(chain(&error)),
+        ErrorCode::WrongCluster => {
+            let hint = "give --join of the token's cluster, or a token of theirs";
+            Refused::ForGood(USAGE, format!("{}; {hint}", chain(&error)))
+        }
+        _ => Refused::ForGood(FAILED, chain(&error)),
     }
 }
 
@@ -219,6 +230,20 @@ fn refused(status: &tonic::Status) -> Refused {
             | ErrorCode::Exhausted
             | ErrorCode::Draining,
         ) => Refused::ForNow(message),
-        Some(_) => Refused::ForGood(message),
+        Some(
+            ErrorCode::TokenUnknown
+            | ErrorCode::TokenExpired
+            | ErrorCode::TokenUsedUp
+            | ErrorCode::TokenRole
+            | ErrorCode::TokenBound,
+        ) => {
+            let hint = "`p2p-server token create --role server` on any Server prints a new token";
+            Refused::ForGood(NEEDS_OPERATOR, format!("{message}; {hint}"))
+        }
+        Some(ErrorCode::IdTaken) => {
+            let hint = "start with the data directory that has its key, or give another --id";
+            Refused::ForGood(NEEDS_OPERATOR, format!("{message}; {hint}"))
+        }
+        Some(_) => Refused::ForGood(FAILED, message),
     }
 }
