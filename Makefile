@@ -1,7 +1,7 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc image interop bench bench-forward clean
+.PHONY: help demo build test lint fmt doc image interop kill-rounds bench bench-forward clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ target/interop/installed: tests/interop/requirements.txt
 	python3 -m venv target/interop
 	target/interop/bin/pip install --quiet --requirement $<
 	touch $@
+
+kill-rounds: ## Kill Servers under writes, 200 rounds (KILL_ROUNDS=N): nothing acknowledged may be lost
+	cargo run -p p2p-tests --bin kill_rounds
 
 image: ## Build the container image p2pcore:latest (BINARIES=prebuilt compiles here and pulls nothing)
 	deploy/container/build $(or $(BINARIES),built)

@@ -2,6 +2,7 @@
 //!
 //! - [`cluster`]: real processes of both binaries, started and asked through their command lines.
 //! - [`backend`] and [`http`]: a real HTTP service to forward to and a client that shows what came back.
+//! - [`kill_rounds`]: no acknowledged write is lost while Servers are killed.
 //! - [`bench`]: ours and a rival in turns, and how the result is written down.
 //! - [`tidy`]: what the compiler does not check about the repository: direction of dependencies, links, words.
 
@@ -9,6 +10,7 @@ pub mod backend;
 pub mod bench;
 pub mod cluster;
 pub mod http;
+pub mod kill_rounds;
 pub mod tidy;
 
 use std::path::{Path, PathBuf};
