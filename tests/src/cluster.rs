@@ -6,9 +6,11 @@
 
 mod binaries;
 mod command;
+mod hostile;
 mod peer;
 mod ports;
 mod process;
+mod refusal;
 pub mod report;
 mod server;
 mod wait;
@@ -22,9 +24,11 @@ use tempfile::TempDir;
 
 pub use binaries::{Binaries, binaries};
 pub use command::{Output, Watch, run};
+pub use hostile::Hostile;
 pub use peer::PeerProcess;
 pub use ports::PortLease;
 pub use process::{Lifetime, Process, Signal};
+pub use refusal::{FAILED, NEEDS_OPERATOR, UNAVAILABLE, USAGE, expect_refusal};
 pub use server::{ServerProcess, Start};
 pub use wait::{interrupt, wait_for};
 
@@ -89,11 +93,11 @@ impl Cluster {
         Ok(self.servers.last_mut().expect("one was just pushed"))
     }
 
-    /// Adds a Peer that offers `services`, known to one of the Servers, and waits until it works.
+    /// Adds a Peer that offers `services`, known to one of the running Servers, and waits until it works.
     pub fn add_peer(&mut self, services: &[(&str, SocketAddr)]) -> anyhow::Result<&mut PeerProcess> {
         let token = self.token("peer", 1)?;
-        let servers = self.servers.len();
-        let introducer = self.servers[self.peers.len() % servers].listen();
+        let running: Vec<_> = self.servers.iter().filter(|server| server.is_started()).collect();
+        let (servers, introducer) = (running.len(), running[self.peers.len() % running.len()].listen());
         let peer = self.new_peer()?;
         peer.introduce(&[introducer], &token);
         for (name, backend) in services {

@@ -72,7 +72,7 @@ impl PeerProcess {
 
     /// The command that [`Self::start`] runs.
     pub fn run_command(&self) -> anyhow::Result<Command> {
-        let mut command = self.command(&["run"])?;
+        let mut command = self.command(&["run", "--name", &self.name])?;
         command.args(["--listen", &self.listen().to_string()]);
         command.args(["--metrics", &self.metrics().to_string()]).args(&self.settings);
         Ok(command)

@@ -162,6 +162,20 @@ impl Process {
         }
     }
 
+    /// The memory it occupies, in MiB.
+    pub fn memory_mib(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib =
+            line.and_then(|line| line.trim().strip_suffix(" kB")).context("it has no memory any more")?;
+        Ok(kib.trim().parse::<u64>()? / 1024)
+    }
+
+    /// How many files and sockets it has open.
+    pub fn open_files(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
     /// All it printed so far; lossy where that is not UTF-8.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
