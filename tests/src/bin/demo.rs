@@ -47,6 +47,10 @@ fn play() -> anyhow::Result<()> {
     interrupt_on_signal()?;
     let keep = std::env::var("DEMO_KEEP").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
     let lifetime = if keep { Lifetime::Detachable } else { Lifetime::Bound };
+    println!(
+        "p2pcore: workloads reach each other by name, wherever they are. All of this happens on this machine,"
+    );
+    println!("on free loopback ports and in one temporary directory, which is removed at the end.");
     step("building p2p-server and p2p-peer");
     binaries()?;
 
@@ -73,28 +77,39 @@ fn play() -> anyhow::Result<()> {
 fn show(cluster: &mut Cluster, lifetime: Lifetime) -> anyhow::Result<Process> {
     step("three Servers: the first bootstraps a cluster, the others join through it with a token");
     cluster.add_servers(3)?;
+    say("They keep one table of themselves by raft, any two of three suffice, and they agree on a Master:");
     let asked = &cluster.servers[1];
     print_output(asked.cli(&["members"])?)?;
     print_output(asked.cli(&["master"])?)?;
 
-    step("a web service, a Peer beside it, and a Peer somewhere else");
+    step("a web service, the Peer p1 beside it, and the Peer p2 somewhere else");
     let port = PortLease::take()?;
     let backend = start_backend(port.addr(), cluster.dir(), lifetime)?;
     cluster.add_peer(&[(SERVICE, port.addr())])?;
     cluster.add_peer(&[])?;
     let client = cluster.peers[1].listen();
-    wait_for("the page through the second Peer", PATIENCE, || fetch(client))?;
+    wait_for("the page through p2", PATIENCE, || fetch(client))?;
+    say(&format!(
+        "p1 offers it as {SERVICE}; the Servers told p2, which knows no address of it but its name:"
+    ));
     print_output(cluster.servers[1].cli(&["peers"])?)?;
     print_output(cluster.peers[1].cli(&["tables"])?)?;
 
-    step("fetching the page by its name through the second Peer");
+    step("fetching the page by its name through p2");
     print_page(client)?;
+    let asking = &cluster.peers[1];
+    wait_for("the bytes of the page counted", PATIENCE, || {
+        let counted = asking.links()?.links.iter().any(|link| link.id.starts_with('C') && link.bytes_in > 0);
+        ensure!(counted, "no link has carried a byte");
+        Ok(())
+    })?;
+    say("It went from p2 to p1 over a direct, encrypted link; no Server carried a byte of it:");
     print_output(cluster.peers[1].cli(&["links"])?)?;
 
     step("killing the Master");
     replace_master(cluster)?;
 
-    step("fetching the page again");
+    step("fetching the page again: the Peers and their link never noticed");
     print_page(client)?;
     Ok(backend)
 }
@@ -144,8 +159,10 @@ fn fetch(through: SocketAddr) -> anyhow::Result<String> {
 fn print_page(through: SocketAddr) -> anyhow::Result<()> {
     let start = Instant::now();
     let page = fetch(through)?;
+    let took_ms = start.elapsed().as_secs_f64() * 1000.0;
     say(&format!("$ curl -H 'Host: {SERVICE}' http://{through}/"));
-    println!("{}   ({} us)", indent(&page), start.elapsed().as_micros());
+    print!("{}", indent(&page));
+    say(&format!("answered in {took_ms:.1} ms"));
     Ok(())
 }
 
