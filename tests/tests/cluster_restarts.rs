@@ -1,9 +1,10 @@
 //! Processes that are killed, stopped and frozen at any moment, and come back by themselves.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use p2p_tests::backend::Backend;
-use p2p_tests::cluster::{Cluster, PATIENCE, Signal, Start, wait_for};
+use p2p_tests::cluster::{Cluster, Output, PATIENCE, Signal, Start, UNAVAILABLE, binaries, run, wait_for};
 use p2p_tests::http;
 
 const SERVICE: &str = "web.example";
@@ -65,6 +66,42 @@ fn all_servers_killed_at_once() {
         late.start()?;
         late.wait_working(3, PATIENCE)?;
         wait_for("the page", PATIENCE, || fetch(&cluster, 2))
+    })();
+    cluster.explain(tried).unwrap();
+}
+
+#[test]
+fn who_lags_behind_calls_nobody_unknown() {
+    let mut cluster = Cluster::start(3).unwrap();
+    let tried = (|| {
+        cluster.servers[2].kill()?;
+        let token = cluster.servers[0].token("reader", 1, "1h")?;
+        cluster.servers[0].kill()?;
+        cluster.servers[1].kill()?;
+        // Alone, it cannot know of the token, nor that there is none.
+        cluster.servers[2].start(Start::Again)?;
+        let (address, ca) =
+            (cluster.servers[2].listen().to_string(), cluster.servers[2].data().join("ca.pem"));
+        let ask = |verb: &str| -> anyhow::Result<Output> {
+            let mut command = Command::new(&binaries()?.server);
+            command.args([verb, "--server", &address, "--token", &token, "--ca"]).arg(&ca);
+            run(command, PATIENCE)
+        };
+        for _ in 0..3 {
+            let answer = ask("status")?;
+            assert_eq!(answer.status.code(), Some(UNAVAILABLE), "{}", answer.stderr);
+        }
+        cluster.servers[0].start(Start::Again)?;
+        // From the first answer on: it is no answer that the token is unknown.
+        wait_for("the token known", PATIENCE, || {
+            let answer = ask("status")?;
+            assert!(
+                answer.status.success() || answer.status.code() == Some(UNAVAILABLE),
+                "{}",
+                answer.stderr
+            );
+            answer.success().map(|_| ())
+        })
     })();
     cluster.explain(tried).unwrap();
 }

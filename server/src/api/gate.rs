@@ -23,7 +23,7 @@ use std::time::Duration;
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request, Response};
 use p2p_common::{ErrorCode, NodeKind};
-use p2p_proto::status::{refuse, refuse_credentials};
+use p2p_proto::status::{code_of, refuse, refuse_credentials};
 use p2p_runtime::clock::{Clock, unix_now};
 use p2p_runtime::grpc::CallerInfo;
 use p2p_runtime::identity::{PeerIdentity, Token};
@@ -41,7 +41,8 @@ use crate::metrics::Metrics;
 use crate::raft::Proposer;
 
 /// How long a node that this Server has not heard of is waited for: it may have enrolled elsewhere this moment, and
-/// would otherwise only come back after its back-off.
+/// would otherwise only come back after its back-off. And how long this Server may take to learn what the cluster
+/// knows.
 const REPLICATION_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Proves its caller by its message.
@@ -106,7 +107,7 @@ impl Gate {
     ///
     /// # Errors
     /// UNAUTHENTICATED without credentials that are needed or with bad ones, PERMISSION_DENIED when the caller may
-    /// not, RESOURCE_EXHAUSTED when its source tries too often.
+    /// not, RESOURCE_EXHAUSTED when its source tries too often, UNAVAILABLE when this Server is too far behind to know.
     async fn admit(
         &self,
         method: &str,
@@ -115,13 +116,9 @@ impl Gate {
     ) -> Result<Caller, Status> {
         let (kind, node) = match info.face {
             Face::Node(identity) => (self.node(identity).await?, Some(identity)),
-            Face::Public => match bearer.map(|bearer| self.bearer(bearer)) {
+            Face::Public => match bearer {
                 None => (CallerKind::Anonymous, None),
-                Some(Ok(kind)) => (kind, None),
-                Some(Err(refused)) => {
-                    self.count(info.remote.ip())?;
-                    return Err(refused);
-                }
+                Some(bearer) => (self.public(bearer, info.remote.ip()).await?, None),
             },
             Face::Tunnel(_) => return Err(refuse(ErrorCode::Forbidden, "a tunnel carries no calls")),
         };
@@ -145,11 +142,42 @@ impl Gate {
         });
         let _ = tokio::time::timeout(REPLICATION_PATIENCE, known).await;
         let view = self.proposer.view();
-        if !view.has_member(identity.node_id, identity.key_hash) {
-            check_identity(&view.state, identity.node_id, identity.key_hash)
-                .map_err(|refused| refuse_credentials(refused.code(), refused.to_string()))?;
+        if view.has_member(identity.node_id, identity.key_hash)
+            || check_identity(&view.state, identity.node_id, identity.key_hash).is_ok()
+        {
+            return Ok(kind);
         }
+        self.catch_up().await?;
+        check_identity(&self.proposer.view().state, identity.node_id, identity.key_hash)
+            .map_err(|refused| refuse_credentials(refused.code(), refused.to_string()))?;
         Ok(kind)
+    }
+
+    async fn public(&self, bearer: &HeaderValue, source: IpAddr) -> Result<CallerKind, Status> {
+        let refused = match self.bearer(bearer) {
+            Ok(kind) => return Ok(kind),
+            Err(refused) => refused,
+        };
+        self.count(source)?;
+        if code_of(&refused) != Some(ErrorCode::TokenUnknown) {
+            return Err(refused);
+        }
+        self.catch_up().await?;
+        let kind = self.bearer(bearer)?;
+        self.limit().give_back(source);
+        Ok(kind)
+    }
+
+    /// Before somebody is told that nobody knows him: what this Server knows becomes what the cluster knows. Just
+    /// started, or cut off from the others, it may not have heard of him.
+    async fn catch_up(&self) -> Result<(), Status> {
+        match tokio::time::timeout(REPLICATION_PATIENCE, self.proposer.read_barrier()).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(refuse(
+                ErrorCode::Unavailable,
+                "this server is not up to date and cannot tell who you are: ask another one, or here in a moment",
+            )),
+        }
     }
 
     fn bearer(&self, header: &HeaderValue) -> Result<CallerKind, Status> {
