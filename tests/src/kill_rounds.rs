@@ -73,6 +73,8 @@ pub struct Summary {
     pub failovers_ms: Vec<f64>,
     /// From the start of a killed Server until it says it is ready, in ms.
     pub restarts_ms: Vec<f64>,
+    /// From sending a write to its acknowledgement, in ms: medians between the checks, in their order.
+    pub writes_ms: Vec<f64>,
     /// All in all, from the first kill to the last check.
     pub seconds: f64,
     /// Why writes were not acknowledged, and how often.
@@ -87,7 +89,7 @@ impl Summary {
         format!(
             "{} kills in {:.0} s; writes: {} acknowledged, {} failed, {} unknown of which {} there ({}); {} looks, {} \
              unseen; failover median {:.0} ms, longest of {} {:.0} ms; longest gap without an acknowledged write \
-             {:.0} ms, with two killed {:.0} ms; restart median {:.0} ms",
+             {:.0} ms, with two killed {:.0} ms; restart median {:.0} ms; write median {:.1} ms at first, {:.1} ms at last",
             self.kills,
             self.seconds,
             self.acknowledged,
@@ -103,6 +105,8 @@ impl Summary {
             self.longest_gap_ms,
             self.longest_gap_two_ms,
             median(&self.restarts_ms).unwrap_or(0.0),
+            self.writes_ms.first().unwrap_or(&0.0),
+            self.writes_ms.last().unwrap_or(&0.0),
         )
     }
 
@@ -122,6 +126,7 @@ impl Summary {
         add("longest gap, one of three killed", "ms", Better::Lower, &[self.longest_gap_ms]);
         add("longest gap, two of three killed", "ms", Better::Lower, &[self.longest_gap_two_ms]);
         add("restart until ready", "ms", Better::Lower, &self.restarts_ms);
+        add("write, medians between checks", "ms", Better::Lower, &self.writes_ms);
         add("whole run", "s", Better::Lower, &[self.seconds]);
         report
     }
@@ -152,6 +157,8 @@ struct Rounds<'a, S> {
     last_acknowledged: Instant,
     /// Two Servers were killed since the last acknowledged write.
     two_died: bool,
+    /// How long writes took since the last check, in ms.
+    writes_ms: Vec<f64>,
 }
 
 impl<'a, S: FnMut(&str)> Rounds<'a, S> {
@@ -175,6 +182,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
             members,
             last_acknowledged: now,
             two_died: false,
+            writes_ms: Vec::new(),
         })
     }
 
@@ -282,6 +290,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
                 };
                 *longest = longest.max(gap);
                 self.two_died &= write.began <= since;
+                self.writes_ms.push(ms(write.ended - write.began));
                 self.last_acknowledged = self.last_acknowledged.max(write.ended);
                 if write.began > since {
                     found = found.or(Some(write.ended));
@@ -300,6 +309,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
         let resting = self.writers.pause();
         std::thread::sleep(SETTLE);
         self.take_over(Instant::now());
+        self.summary.writes_ms.extend(median(&std::mem::take(&mut self.writes_ms)));
         self.compare()?;
         drop(resting);
         // The pause was ours.
