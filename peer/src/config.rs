@@ -6,11 +6,11 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use p2p_common::NodeId;
 use p2p_common::addr::{HostPort, NetInfo};
 use p2p_common::command::TokenRole;
 use p2p_common::member::Member;
 use p2p_common::service::{LocalService, Visibility};
+use p2p_common::{NodeId, NodeKind};
 use p2p_peer_core::{Mesh, OnServersLost, OwnServices, PEER_PORT, PrintTables};
 use p2p_runtime::identity::Token;
 use p2p_runtime::logger::{LogFormat, parse_level};
@@ -195,7 +195,7 @@ impl RawConfig {
         Ok(PeerConfig {
             data,
             name: self.name,
-            id: self.id.map(|text| text.parse().map_err(|e| bad("id", e))).transpose()?,
+            id: self.id.as_deref().map(own_id).transpose()?,
             zone: self.zone.unwrap_or_default(),
             servers: host_ports("servers", &self.servers)?,
             token,
@@ -269,6 +269,16 @@ fn own_services(texts: &[String]) -> Result<OwnServices, BadSetting> {
         .map_err(|e| bad("service", e))
 }
 
+fn own_id(text: &str) -> Result<NodeId, BadSetting> {
+    let id: NodeId = text.parse().map_err(|e| bad("id", e))?;
+    match id.kind() {
+        NodeKind::Peer => Ok(id),
+        NodeKind::Server => {
+            Err(bad("id", format!("{id} is the Id of a Server; the Id of a Peer begins with C")))
+        }
+    }
+}
+
 fn socket(
     setting: &'static str,
     text: Option<String>,
@@ -310,6 +320,7 @@ mod tests {
         for (raw, setting) in [
             (RawConfig::default(), "data"),
             (RawConfig { id: Some("C1".into()), ..minimal() }, "id"),
+            (RawConfig { id: Some("S6ba7b810-9dad-11d1-80b4-00c04fd430c8".into()), ..minimal() }, "id"),
             (RawConfig { listen: Some("localhost".into()), ..minimal() }, "listen"),
             (RawConfig { servers: vec!["h".into()], ..minimal() }, "servers"),
             (RawConfig { token: Some("x".into()), ..minimal() }, "token"),

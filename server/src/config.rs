@@ -6,10 +6,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use p2p_common::NodeId;
 use p2p_common::addr::HostPort;
 use p2p_common::command::TokenRole;
 use p2p_common::member::Member;
+use p2p_common::{NodeId, NodeKind};
 use p2p_runtime::identity::Token;
 use p2p_runtime::logger::{LogFormat, parse_level};
 use serde::{Deserialize, Serialize};
@@ -175,7 +175,7 @@ impl RawConfig {
         Ok(ServerConfig {
             data,
             name: self.name,
-            id: self.id.map(|text| text.parse().map_err(|e| bad("id", e))).transpose()?,
+            id: self.id.as_deref().map(own_id).transpose()?,
             zone: self.zone.unwrap_or_default(),
             // Servers are the public hosts of a cluster: every interface.
             listen: socket("listen", self.listen, (Ipv4Addr::UNSPECIFIED, 7400))?,
@@ -209,6 +209,16 @@ fn join_token(text: &str) -> Result<Token, BadSetting> {
         return Err(bad("token", reason));
     }
     Ok(token)
+}
+
+fn own_id(text: &str) -> Result<NodeId, BadSetting> {
+    let id: NodeId = text.parse().map_err(|e| bad("id", e))?;
+    match id.kind() {
+        NodeKind::Server => Ok(id),
+        NodeKind::Peer => {
+            Err(bad("id", format!("{id} is the Id of a Peer; the Id of a Server begins with S")))
+        }
+    }
 }
 
 fn socket(
@@ -252,6 +262,7 @@ mod tests {
         for (raw, setting) in [
             (RawConfig::default(), "data"),
             (RawConfig { id: Some("S1".into()), ..minimal() }, "id"),
+            (RawConfig { id: Some("C6ba7b810-9dad-11d1-80b4-00c04fd430c8".into()), ..minimal() }, "id"),
             (RawConfig { listen: Some("localhost".into()), ..minimal() }, "listen"),
             (RawConfig { join: vec!["h:1".into()], ..minimal() }, "join"),
             (RawConfig { token: Some("x".into()), ..minimal() }, "token"),
