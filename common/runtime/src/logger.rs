@@ -1,18 +1,22 @@
 //! The root logger: slog to stderr, text or JSON, written by a thread of its own.
 //!
 //! A logging task never waits for stderr: records go through a bounded channel, and when that is full they are
-//! dropped; their number is reported ahead of the next record that fits. Libraries that speak `log` or `tracing` come in by the same door; the
-//! talkative ones from `warn` up.
+//! dropped; their number is reported ahead of the next record that fits. A record is one write. Libraries that
+//! speak `log` or `tracing` come in by the same door; the talkative ones from `warn` up.
 
-use std::io::{self, LineWriter};
+mod whole;
+
+use std::io;
 use std::str::FromStr;
 
 use slog::{Drain, Level, LevelFilter, Logger, Never, o};
 use slog_async::{Async, AsyncGuard, OverflowStrategy};
-use slog_term::{Decorator, FullFormat, TermDecorator};
+use slog_term::{Decorator, FullFormat};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+
+use self::whole::{Whole, WholeText, stderr_has_colours};
 
 /// Records on their way to stderr; some MiB at most.
 const CHANNEL_RECORDS: usize = 8192;
@@ -95,8 +99,8 @@ impl std::fmt::Debug for LogGuard {
 /// When it was started already.
 pub fn start(level: Level, format: LogFormat) -> Result<(Logger, LogGuard), LogError> {
     let (writer, guard) = match format {
-        LogFormat::Text => in_background(text(TermDecorator::new().stderr().build())),
-        LogFormat::Json => in_background(json(LineWriter::new(io::stderr()))),
+        LogFormat::Text => in_background(text(WholeText::new(io::stderr(), stderr_has_colours()))),
+        LogFormat::Json => in_background(json(io::stderr())),
     };
     let logger = Logger::root(LevelFilter::new(writer, level).ignore_res(), o!());
     log::set_boxed_logger(Box::new(Bridge { logger: logger.clone() }))?;
@@ -126,11 +130,8 @@ fn text<D: Decorator>(decorator: D) -> impl Drain<Ok = (), Err = Never> {
     FullFormat::new(decorator).use_custom_timestamp(timestamp).use_original_order().build().ignore_res()
 }
 
-fn json<W: io::Write>(writer: W) -> impl Drain<Ok = (), Err = Never>
-where
-    slog_json::Json<W>: Drain,
-{
-    slog_json::Json::new(writer).add_default_keys().build().ignore_res()
+fn json<W: io::Write>(writer: W) -> impl Drain<Ok = (), Err = Never> {
+    slog_json::Json::new(Whole::new(writer)).set_flush(true).add_default_keys().build().ignore_res()
 }
 
 fn timestamp(writer: &mut dyn io::Write) -> io::Result<()> {
@@ -177,7 +178,6 @@ mod tests {
     use super::*;
     use log::Log;
     use slog::{debug, info};
-    use slog_term::PlainSyncDecorator;
     use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn text_lines_have_time_level_message_and_keys_in_order() {
         let lines = Lines::default();
-        let (drain, guard) = in_background(text(PlainSyncDecorator::new(lines.clone())));
+        let (drain, guard) = in_background(text(WholeText::new(lines.clone(), false)));
         let log = Logger::root(LevelFilter::new(drain, Level::Info).ignore_res(), o!("node" => "s1"));
         info!(log, "joined"; "term" => 3, "index" => 9);
         debug!(log, "not shown");
@@ -239,8 +239,7 @@ mod tests {
                 Err(io::ErrorKind::BrokenPipe.into())
             }
         }
-        for (drain, guard) in [in_background(json(Gone)), in_background(text(PlainSyncDecorator::new(Gone)))]
-        {
+        for (drain, guard) in [in_background(json(Gone)), in_background(text(WholeText::new(Gone, false)))] {
             let log = Logger::root(drain.ignore_res(), o!());
             info!(log, "still here");
             drop(guard);
@@ -282,7 +281,7 @@ mod tests {
     #[test]
     fn libraries_come_in_and_the_talkative_are_capped() {
         let lines = Lines::default();
-        let (drain, guard) = in_background(text(PlainSyncDecorator::new(lines.clone())));
+        let (drain, guard) = in_background(text(WholeText::new(lines.clone(), false)));
         let bridge = Bridge { logger: Logger::root(drain.ignore_res(), o!()) };
         let say = |target: &str, level, text: &str| {
             bridge.log(
