@@ -1,7 +1,7 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc image interop kill-rounds bench bench-forward clean
+.PHONY: help demo build test lint fmt doc image interop kill-rounds bench bench-forward bench-framing clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,10 +52,13 @@ kill-rounds: ## Kill Servers under writes, 200 rounds (KILL_ROUNDS=N): nothing a
 image: ## Build the container image p2pcore:latest (BINARIES=prebuilt compiles here and pulls nothing)
 	deploy/container/build $(or $(BINARIES),built)
 
-bench: bench-forward ## Run all benches
+bench: bench-forward bench-framing ## Run all benches
 
 bench-forward: ## Measure forwards beside a direct fetch and haproxy: target/bench/forward.json
 	cargo run --release -p p2p-tests --bin bench_forward
+
+bench-framing: ## Measure the framing of HTTP/1 beside hyper: target/bench/framing.json
+	cargo run --release -p p2p-tests --bin bench_framing
 
 clean: ## Remove what was built
 	cargo clean

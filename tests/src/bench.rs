@@ -16,7 +16,7 @@ use std::process::Command;
 use anyhow::Context;
 use serde::Serialize;
 
-pub use cpu::cpu_seconds;
+pub use cpu::{cpu_seconds, own_cpu_seconds};
 pub use load::{Bulk, Load, Reuse, bulk, requests};
 pub use rivals::{Haproxy, Nginx, haproxy_chain, haproxy_plain};
 pub use tools::find_or_install;
