@@ -3,7 +3,7 @@
 //! One forward carries consecutive requests for one service, and a request for another service must not reach
 //! it. So the ingress has to know exactly where each request and each response ends; what cannot be framed
 //! with certainty is refused. These are state machines over byte slices: they own no buffer, copy no body and
-//! allocate once per request (its host and method), never per read.
+//! allocate twice per request (its host and its method), never per read.
 //!
 //! ```text
 //! client bytes ─► RequestHeads::next_head ─► RequestHead ─┬─► RequestFramer::advance  ─► peer
