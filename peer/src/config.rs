@@ -3,17 +3,16 @@
 //!
 //! Environment variables are `P2P_PEER_` and the key in upper case; the file is TOML with the same keys.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use p2p_common::addr::{HostPort, NetInfo};
-use p2p_common::command::TokenRole;
-use p2p_common::member::Member;
 use p2p_common::service::{LocalService, Visibility};
 use p2p_common::{NodeId, NodeKind};
 use p2p_peer_core::{Mesh, OnServersLost, OwnServices, PEER_PORT, PrintTables};
 use p2p_runtime::identity::Token;
 use p2p_runtime::logger::{LogFormat, parse_level};
+use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, socket};
 use serde::{Deserialize, Serialize};
 
 use crate::ingress::SourceRanges;
@@ -149,20 +148,6 @@ pub struct PeerConfig {
     pub log_format: LogFormat,
 }
 
-/// A setting that makes no sense.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{setting}: {reason}")]
-pub struct BadSetting {
-    /// Which one.
-    pub setting: &'static str,
-    /// What is wrong, and what to do.
-    pub reason: String,
-}
-
-fn bad(setting: &'static str, reason: impl ToString) -> BadSetting {
-    BadSetting { setting, reason: reason.to_string() }
-}
-
 impl RawConfig {
     /// Fills in the defaults and checks every setting.
     ///
@@ -172,38 +157,24 @@ impl RawConfig {
         let data = self.data.ok_or_else(|| {
             bad("data", "no data directory is given: add --data DIR, for example --data /var/lib/p2p-peer")
         })?;
-        let token = match (self.token, self.token_file) {
-            (Some(_), Some(_)) => return Err(bad("token", "give either token or token_file, not both")),
-            (Some(text), None) => Some(join_token(&text)?),
-            (None, Some(path)) => {
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|e| bad("token_file", format!("cannot read {}: {e}", path.display())))?;
-                Some(join_token(&text)?)
-            }
-            (None, None) => None,
-        };
-        for (setting, text) in [("name", self.name.as_deref()), ("zone", self.zone.as_deref())] {
-            let text = text.unwrap_or_default();
-            if text.len() > Member::NAME_MAX_BYTES || text.chars().any(char::is_control) {
-                let max = Member::NAME_MAX_BYTES;
-                return Err(bad(setting, format!("at most {max} bytes without control characters")));
-            }
-        }
+        let token = join_token(NodeKind::Peer, self.token.as_deref(), self.token_file.as_deref())?;
+        name("name", self.name.as_deref())?;
+        name("zone", self.zone.as_deref())?;
         if self.advertise.len() > NetInfo::CANDIDATES_MAX {
             return Err(bad("advertise", format!("at most {} addresses", NetInfo::CANDIDATES_MAX)));
         }
         Ok(PeerConfig {
             data,
             name: self.name,
-            id: self.id.as_deref().map(own_id).transpose()?,
+            id: self.id.as_deref().map(|text| own_id(NodeKind::Peer, text)).transpose()?,
             zone: self.zone.unwrap_or_default(),
             servers: host_ports("servers", &self.servers)?,
             token,
             // Other Peers must reach it; what clients may do is a matter of clients_allow.
-            listen: socket("listen", self.listen, (Ipv4Addr::UNSPECIFIED, PEER_PORT))?,
+            listen: socket("listen", self.listen.as_deref(), (Ipv4Addr::UNSPECIFIED, PEER_PORT))?,
             advertise: host_ports("advertise", &self.advertise)?,
             // Health and metrics say much and ask for no credentials: loopback only.
-            metrics: socket("metrics", self.metrics, (Ipv4Addr::LOCALHOST, 9090))?,
+            metrics: socket("metrics", self.metrics.as_deref(), (Ipv4Addr::LOCALHOST, 9090))?,
             services: own_services(&self.services)?,
             // Who is on this host could reach what it reaches anyway.
             clients_allow: match &self.clients_allow[..] {
@@ -250,52 +221,11 @@ impl RawConfig {
     }
 }
 
-fn join_token(text: &str) -> Result<Token, BadSetting> {
-    let token: Token = text.trim().parse().map_err(|e| bad("token", e))?;
-    if token.role() != TokenRole::Peer {
-        let role = token.role().as_str();
-        let reason = format!(
-            "this token is for role {role}; a Peer enrols with one of `p2p-server token create --role peer`"
-        );
-        return Err(bad("token", reason));
-    }
-    Ok(token)
-}
-
 fn own_services(texts: &[String]) -> Result<OwnServices, BadSetting> {
     let services = texts.iter().map(|text| text.parse::<LocalService>().map_err(|e| bad("service", e)));
     let services = services.collect::<Result<Vec<_>, _>>()?;
     OwnServices::new(services.into_iter().map(|service| (service, Visibility::Cluster)))
         .map_err(|e| bad("service", e))
-}
-
-fn own_id(text: &str) -> Result<NodeId, BadSetting> {
-    let id: NodeId = text.parse().map_err(|e| bad("id", e))?;
-    match id.kind() {
-        NodeKind::Peer => Ok(id),
-        NodeKind::Server => {
-            Err(bad("id", format!("{id} is the Id of a Server; the Id of a Peer begins with C")))
-        }
-    }
-}
-
-fn socket(
-    setting: &'static str,
-    text: Option<String>,
-    default: (Ipv4Addr, u16),
-) -> Result<SocketAddr, BadSetting> {
-    let Some(text) = text else { return Ok(SocketAddr::new(IpAddr::V4(default.0), default.1)) };
-    text.parse().map_err(|_| {
-        bad(
-            setting,
-            format!("'{text}' is not an address to listen on: expected IP:PORT, for example 0.0.0.0:6443"),
-        )
-    })
-}
-
-fn host_ports(setting: &'static str, texts: &[String]) -> Result<Vec<HostPort>, BadSetting> {
-    let words = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|word| !word.is_empty());
-    words.map(|word| word.parse().map_err(|e| bad(setting, e))).collect()
 }
 
 #[cfg(test)]

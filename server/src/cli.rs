@@ -12,10 +12,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use p2p_runtime::config;
 use p2p_runtime::exit::{Exit, chain};
+use p2p_runtime::launch::launch;
 use p2p_runtime::shutdown::Shutdown;
-use p2p_runtime::{config, logger};
-use slog::{Logger, warn};
+use slog::Logger;
 
 pub(crate) use client::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
 
@@ -133,24 +134,8 @@ where
         config::load(args.config.as_deref(), ENVIRONMENT_PREFIX, &config::environment(), &args.flags)
             .map_err(|e| Exit::usage(chain(&e)))?;
     let config = loaded.raw.validate().map_err(|e| Exit::usage(chain(&e)))?;
-    let (log, guard) =
-        logger::start(config.log_level, config.log_format).map_err(|e| Exit::failed(chain(&e)))?;
-    for variable in loaded.ignored {
-        warn!(log, "environment variable names no setting"; "variable" => variable.name,
-            "nearest" => variable.nearest.unwrap_or_default());
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Exit::failed(format!("cannot start: {e}")))?;
-    let done = runtime.block_on(async {
-        let shutdown = Shutdown::install(log.clone()).map_err(Exit::failed)?;
-        serve(config, log, shutdown).await
-    });
-    // Whatever still runs has had its time to stop.
-    runtime.shutdown_timeout(Duration::from_millis(500));
-    drop(guard);
-    done
+    let log = (config.log_level, config.log_format);
+    launch(log, loaded.ignored, async |log, shutdown| serve(config, log, shutdown).await)
 }
 
 fn ask(verb: Verb) -> Result<(), Exit> {

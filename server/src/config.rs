@@ -3,15 +3,15 @@
 //!
 //! Environment variables are `P2P_SERVER_` and the key in upper case; the file is TOML with the same keys.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use p2p_common::addr::HostPort;
-use p2p_common::command::TokenRole;
 use p2p_common::member::Member;
 use p2p_common::{NodeId, NodeKind};
 use p2p_runtime::identity::Token;
 use p2p_runtime::logger::{LogFormat, parse_level};
+use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, socket};
 use serde::{Deserialize, Serialize};
 
 /// What the prefix of the environment variables is.
@@ -124,20 +124,6 @@ pub struct ServerConfig {
     pub log_format: LogFormat,
 }
 
-/// A setting that makes no sense.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{setting}: {reason}")]
-pub struct BadSetting {
-    /// Which one.
-    pub setting: &'static str,
-    /// What is wrong, and what to do.
-    pub reason: String,
-}
-
-fn bad(setting: &'static str, reason: impl ToString) -> BadSetting {
-    BadSetting { setting, reason: reason.to_string() }
-}
-
 impl RawConfig {
     /// Fills in the defaults and checks every setting.
     ///
@@ -147,42 +133,29 @@ impl RawConfig {
         let data = self.data.ok_or_else(|| {
             bad("data", "no data directory is given: add --data DIR, for example --data /var/lib/p2p-server")
         })?;
-        let token = match (self.token, self.token_file) {
-            (Some(_), Some(_)) => return Err(bad("token", "give either token or token_file, not both")),
-            (Some(text), None) => Some(join_token(&text)?),
-            (None, Some(path)) => {
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|e| bad("token_file", format!("cannot read {}: {e}", path.display())))?;
-                Some(join_token(&text)?)
-            }
-            (None, None) => None,
-        };
+        let token = join_token(NodeKind::Server, self.token.as_deref(), self.token_file.as_deref())?;
         if !self.join.is_empty() && token.is_none() {
             return Err(bad(
                 "join",
                 "joining needs a token: `p2p-server token create --role server` prints one",
             ));
         }
-        if let Some(name) = self.name.as_ref().filter(|name| name.len() > Member::NAME_MAX_BYTES) {
-            return Err(bad(
-                "name",
-                format!("{} bytes are more than {}", name.len(), Member::NAME_MAX_BYTES),
-            ));
-        }
+        name("name", self.name.as_deref())?;
+        name("zone", self.zone.as_deref())?;
         if self.advertise.len() > Member::ADDRESSES_MAX {
             return Err(bad("advertise", format!("at most {} addresses", Member::ADDRESSES_MAX)));
         }
         Ok(ServerConfig {
             data,
             name: self.name,
-            id: self.id.as_deref().map(own_id).transpose()?,
+            id: self.id.as_deref().map(|text| own_id(NodeKind::Server, text)).transpose()?,
             zone: self.zone.unwrap_or_default(),
             // Servers are the public hosts of a cluster: every interface.
-            listen: socket("listen", self.listen, (Ipv4Addr::UNSPECIFIED, 7400))?,
+            listen: socket("listen", self.listen.as_deref(), (Ipv4Addr::UNSPECIFIED, 7400))?,
             advertise: host_ports("advertise", &self.advertise)?,
             // Health, metrics and the registry say much and ask for no credentials: loopback only.
-            ops: socket("ops", self.ops, (Ipv4Addr::LOCALHOST, 7480))?,
-            registry: socket("registry", self.registry, (Ipv4Addr::LOCALHOST, 7171))?,
+            ops: socket("ops", self.ops.as_deref(), (Ipv4Addr::LOCALHOST, 7480))?,
+            registry: socket("registry", self.registry.as_deref(), (Ipv4Addr::LOCALHOST, 7171))?,
             bootstrap: self.bootstrap.unwrap_or(false),
             join: host_ports("join", &self.join)?,
             token,
@@ -197,47 +170,6 @@ impl RawConfig {
                 .map_err(|e: String| bad("log_format", e))?,
         })
     }
-}
-
-fn join_token(text: &str) -> Result<Token, BadSetting> {
-    let token: Token = text.trim().parse().map_err(|e| bad("token", e))?;
-    if token.role() != TokenRole::Server {
-        let role = token.role().as_str();
-        let reason = format!(
-            "this token is for role {role}; a Server joins with one of `p2p-server token create --role server`"
-        );
-        return Err(bad("token", reason));
-    }
-    Ok(token)
-}
-
-fn own_id(text: &str) -> Result<NodeId, BadSetting> {
-    let id: NodeId = text.parse().map_err(|e| bad("id", e))?;
-    match id.kind() {
-        NodeKind::Server => Ok(id),
-        NodeKind::Peer => {
-            Err(bad("id", format!("{id} is the Id of a Peer; the Id of a Server begins with S")))
-        }
-    }
-}
-
-fn socket(
-    setting: &'static str,
-    text: Option<String>,
-    default: (Ipv4Addr, u16),
-) -> Result<SocketAddr, BadSetting> {
-    let Some(text) = text else { return Ok(SocketAddr::new(IpAddr::V4(default.0), default.1)) };
-    text.parse().map_err(|_| {
-        bad(
-            setting,
-            format!("'{text}' is not an address to listen on: expected IP:PORT, for example 0.0.0.0:7400"),
-        )
-    })
-}
-
-fn host_ports(setting: &'static str, texts: &[String]) -> Result<Vec<HostPort>, BadSetting> {
-    let words = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|word| !word.is_empty());
-    words.map(|word| word.parse().map_err(|e| bad(setting, e))).collect()
 }
 
 #[cfg(test)]

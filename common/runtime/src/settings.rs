@@ -1,0 +1,145 @@
+//! Checks of settings that both binaries have: from the text a person wrote to a value, or the setting's name and
+//! what is wrong with it. The layers the texts come from are [`crate::config`]'s.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use p2p_common::addr::HostPort;
+use p2p_common::command::TokenRole;
+use p2p_common::member::Member;
+use p2p_common::{NodeId, NodeKind};
+
+use crate::identity::Token;
+
+/// A setting that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {reason}")]
+pub struct BadSetting {
+    /// Which one.
+    pub setting: &'static str,
+    /// What is wrong, and what to do.
+    pub reason: String,
+}
+
+/// Refuses `setting` for `reason`.
+pub fn bad(setting: &'static str, reason: impl ToString) -> BadSetting {
+    BadSetting { setting, reason: reason.to_string() }
+}
+
+/// The Id of a node of `kind`.
+///
+/// # Errors
+/// When the text is none, or names the other kind.
+pub fn own_id(kind: NodeKind, text: &str) -> Result<NodeId, BadSetting> {
+    let id: NodeId = text.parse().map_err(|e| bad("id", e))?;
+    if id.kind() != kind {
+        let (other, letter) = (id.kind(), kind.letter());
+        return Err(bad(
+            "id",
+            format!("{id} is the Id of a {other}; the Id of a {kind} begins with {letter}"),
+        ));
+    }
+    Ok(id)
+}
+
+/// A name or a zone as people give it; nothing given is empty.
+///
+/// # Errors
+/// When it is longer than 128 bytes or has control characters.
+pub fn name(setting: &'static str, text: Option<&str>) -> Result<(), BadSetting> {
+    let text = text.unwrap_or_default();
+    if text.len() > Member::NAME_MAX_BYTES || text.chars().any(char::is_control) {
+        let max = Member::NAME_MAX_BYTES;
+        return Err(bad(setting, format!("at most {max} bytes without control characters")));
+    }
+    Ok(())
+}
+
+/// The join token for a node of `kind`, given as text or in a file.
+///
+/// # Errors
+/// When both are given, the file cannot be read, or it is no such token.
+pub fn join_token(
+    kind: NodeKind,
+    text: Option<&str>,
+    file: Option<&Path>,
+) -> Result<Option<Token>, BadSetting> {
+    let token: Token = match (text, file) {
+        (Some(_), Some(_)) => return Err(bad("token", "give either token or token_file, not both")),
+        (None, None) => return Ok(None),
+        (Some(text), None) => text.trim().parse().map_err(|e| bad("token", e))?,
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| bad("token_file", format!("cannot read {}: {e}", path.display())))?;
+            text.trim().parse().map_err(|e| bad("token_file", e))?
+        }
+    };
+    let wanted = match kind {
+        NodeKind::Server => TokenRole::Server,
+        NodeKind::Peer => TokenRole::Peer,
+    };
+    if token.role() != wanted {
+        let (role, wanted) = (token.role().as_str(), wanted.as_str());
+        let reason = format!(
+            "this token is for role {role}; a {kind} enrols with one of `p2p-server token create --role {wanted}`"
+        );
+        return Err(bad("token", reason));
+    }
+    Ok(Some(token))
+}
+
+/// Where to listen.
+///
+/// # Errors
+/// When the text is not IP:PORT.
+pub fn socket(
+    setting: &'static str,
+    text: Option<&str>,
+    default: (Ipv4Addr, u16),
+) -> Result<SocketAddr, BadSetting> {
+    let default = SocketAddr::new(IpAddr::V4(default.0), default.1);
+    let Some(text) = text else { return Ok(default) };
+    text.parse().map_err(|_| {
+        bad(
+            setting,
+            format!("'{text}' is not an address to listen on: expected IP:PORT, for example {default}"),
+        )
+    })
+}
+
+/// Addresses of others; each text may hold several, separated by commas.
+///
+/// # Errors
+/// When one is not HOST:PORT.
+pub fn host_ports(setting: &'static str, texts: &[String]) -> Result<Vec<HostPort>, BadSetting> {
+    let words = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|word| !word.is_empty());
+    words.map(|word| word.parse().map_err(|e| bad(setting, e))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_names_the_setting_and_the_way_out() {
+        let server = "S6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+        assert!(own_id(NodeKind::Server, server).is_ok());
+        assert!(own_id(NodeKind::Peer, server).unwrap_err().reason.contains("begins with C"));
+        assert!(name("zone", Some("a\nb")).is_err());
+        assert!(name("zone", Some(&"x".repeat(129))).is_err());
+        let refused = socket("ops", Some("localhost"), (Ipv4Addr::LOCALHOST, 7480)).unwrap_err();
+        assert!(refused.to_string().starts_with("ops: ") && refused.reason.contains("127.0.0.1:7480"));
+        assert_eq!(host_ports("join", &["a:1, b:2".to_owned(), "c:3,".to_owned()]).unwrap().len(), 3);
+        assert_eq!(host_ports("join", &["::1".to_owned()]).unwrap_err().setting, "join");
+    }
+
+    #[test]
+    fn a_token_comes_from_one_place() {
+        let missing = Path::new("/nonexistent/token");
+        let refused = |text, file| join_token(NodeKind::Peer, text, file).unwrap_err().setting;
+        assert_eq!(join_token(NodeKind::Peer, None, None), Ok(None));
+        assert_eq!(refused(Some("x"), Some(missing)), "token");
+        assert_eq!(refused(Some("x"), None), "token");
+        assert_eq!(refused(None, Some(missing)), "token_file");
+    }
+}
