@@ -33,10 +33,10 @@ pub fn bad(setting: &'static str, reason: impl ToString) -> BadSetting {
 pub fn own_id(kind: NodeKind, text: &str) -> Result<NodeId, BadSetting> {
     let id: NodeId = text.parse().map_err(|e| bad("id", e))?;
     if id.kind() != kind {
-        let (other, letter) = (id.kind(), kind.letter());
+        let (other, own, letter) = (word(id.kind()), word(kind), kind.letter());
         return Err(bad(
             "id",
-            format!("{id} is the Id of a {other}; the Id of a {kind} begins with {letter}"),
+            format!("{id} is the Id of a {other}; the Id of a {own} begins with {letter}"),
         ));
     }
     Ok(id)
@@ -79,9 +79,9 @@ pub fn join_token(
         NodeKind::Peer => TokenRole::Peer,
     };
     if token.role() != wanted {
-        let (role, wanted) = (token.role().as_str(), wanted.as_str());
+        let (role, wanted, node) = (token.role().as_str(), wanted.as_str(), word(kind));
         let reason = format!(
-            "this token is for role {role}; a {kind} enrols with one of `p2p-server token create --role {wanted}`"
+            "this token is for role {role}; a {node} enrols with one of `p2p-server token create --role {wanted}`"
         );
         return Err(bad("token", reason));
     }
@@ -114,6 +114,14 @@ pub fn socket(
 pub fn host_ports(setting: &'static str, texts: &[String]) -> Result<Vec<HostPort>, BadSetting> {
     let words = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|word| !word.is_empty());
     words.map(|word| word.parse().map_err(|e| bad(setting, e))).collect()
+}
+
+/// What people call a node of `kind`.
+fn word(kind: NodeKind) -> &'static str {
+    match kind {
+        NodeKind::Server => "Server",
+        NodeKind::Peer => "Peer",
+    }
 }
 
 #[cfg(test)]
