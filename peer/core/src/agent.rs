@@ -457,9 +457,11 @@ impl Agent {
         self.lapsing().map(|(_, due)| due)
     }
 
-    /// The lost Server whose word lapses next; none while there is no other to go by.
+    /// The lost Server whose word lapses next; none while there is no other to go by. One that is being asked
+    /// to go on where its view stands keeps it: it will not tell again what it takes for known.
     fn lapsing(&self) -> Option<(NodeId, Now)> {
-        let lapsing = self.away.iter().map(|(server, since)| (*server, *since + GRACE));
+        let lapsing = self.away.iter().filter(|(server, _)| !self.servers.has_stream(**server));
+        let lapsing = lapsing.map(|(server, since)| (*server, *since + GRACE));
         lapsing.min_by_key(|(_, due)| *due).filter(|_| self.is_synced())
     }
 }

@@ -137,6 +137,12 @@ impl Servers {
         self.slots.iter().filter(|(_, slot)| slot.is_up()).filter_map(|(key, _)| key.member())
     }
 
+    /// Whether a stream to `server` is open, welcomed or not.
+    pub(crate) fn has_stream(&self, server: NodeId) -> bool {
+        let slot = self.slots.get(&Key::Member(server));
+        matches!(slot.map(|slot| &slot.phase), Some(Phase::Live { .. }))
+    }
+
     /// The run of `server`, while a session with it is up.
     pub(crate) fn incarnation(&self, server: NodeId) -> Option<Incarnation> {
         match &self.slots.get(&Key::Member(server))?.phase {

@@ -196,11 +196,18 @@ impl World {
         self.settle();
     }
 
-    /// Server `n` is back after its network was away: with all it knew.
+    /// Server `n` is back after its network was away: with all it knew. What it was silent about comes late, as
+    /// on any connection that did not break.
     pub fn heal(&mut self, n: u8) {
         let server = self.servers.get_mut(&n).unwrap();
         server.up = true;
-        server.silent = false;
+        if std::mem::take(&mut server.silent) {
+            let waiting = self.sessions.iter().filter(|(_, session)| session.server == n);
+            for token in waiting.map(|(token, _)| *token).collect::<Vec<_>>() {
+                self.down(token, FromServer::Members(self.members.clone()));
+            }
+            self.settle();
+        }
     }
 
     /// Server `n` is back as a new process, which knows nobody.
