@@ -134,6 +134,7 @@ impl World {
             views: Arc::clone(&views),
             pool: pool.clone(),
             forwards: Arc::clone(&forwards),
+            buffers: buffers.clone(),
             log: log.clone(),
         };
         let owner = Owner {

@@ -1,12 +1,13 @@
 //! Forwards: one client connection carried to one service, named by a proxy_id (SPEC F7).
 //!
-//! [`Forwarder`] opens the way to a service for the ingress ([`open`]), [`owner`] answers the FORWARDs of other
-//! Peers and dials only backends this Peer registered itself, [`splice`] copies the bytes. How a connection
-//! ends is in [`ending`].
+//! [`Forwarder`] opens the way to a service for the ingress ([`open`]) and carries connections that need no
+//! framing ([`carry`]), [`owner`] answers the FORWARDs of other Peers and dials only backends this Peer
+//! registered itself, [`splice`] copies the bytes. How a connection ends is in [`ending`].
 //!
 //! Each forward, here or for others, takes a slot of [`Forwards`]; when none is free it is refused at once.
 
 mod backend;
+pub(crate) mod carry;
 pub(crate) mod ending;
 pub(crate) mod open;
 pub(crate) mod owner;
@@ -16,12 +17,49 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use p2p_common::wire::tunnel::ProxyId;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub(crate) use carry::RawCall;
 pub(crate) use open::{Forwarder, Opened};
+
+/// How a client asked for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1, by Host.
+    Http,
+    /// HTTP/2 without TLS, by the first :authority.
+    H2c,
+    /// TLS, by SNI.
+    Tls,
+    /// HTTP CONNECT.
+    Connect,
+    /// SOCKS5.
+    Socks,
+    /// A port bound to the service.
+    Bound,
+}
+
+impl Protocol {
+    const ALL: [Protocol; 6] =
+        [Protocol::Http, Protocol::H2c, Protocol::Tls, Protocol::Connect, Protocol::Socks, Protocol::Bound];
+
+    /// The name in metrics and logs.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Http => "http",
+            Protocol::H2c => "h2c",
+            Protocol::Tls => "tls",
+            Protocol::Connect => "connect",
+            Protocol::Socks => "socks",
+            Protocol::Bound => "bound",
+        }
+    }
+}
 
 /// The forwards in flight.
 #[derive(Debug)]
@@ -38,6 +76,29 @@ pub(crate) struct ForwardMetrics {
     total: Counter,
     failed: Counter,
     refused_full: Counter,
+    requests: Requests,
+}
+
+/// Requests by protocol, counted without looking the label up.
+#[derive(Debug, Clone)]
+struct Requests {
+    family: Family<ProtocolLabel, Counter>,
+    /// In the order of [`Protocol::ALL`].
+    counters: [Counter; Protocol::ALL.len()],
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        let family = Family::<ProtocolLabel, Counter>::default();
+        let counters =
+            Protocol::ALL.map(|p| family.get_or_create_owned(&ProtocolLabel { protocol: p.as_str() }));
+        Requests { family, counters }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProtocolLabel {
+    protocol: &'static str,
 }
 
 impl ForwardMetrics {
@@ -62,6 +123,11 @@ impl ForwardMetrics {
             "forwards_over_limit",
             "Forwards refused because all slots were taken",
             self.refused_full.clone(),
+        );
+        registry.register(
+            "requests",
+            "Requests of clients by how they asked: HTTP/1 requests one by one, else connections",
+            self.requests.family.clone(),
         );
     }
 }
@@ -114,6 +180,11 @@ impl Forwards {
                 None
             }
         }
+    }
+
+    /// Counts a request of a client: for HTTP/1 each one, else a connection.
+    pub(crate) fn count_request(&self, protocol: Protocol) {
+        self.metrics.requests.counters[protocol as usize].inc();
     }
 
     /// Counts a forward that did not come to its proper end.

@@ -148,6 +148,7 @@ impl Peer {
                 views: Arc::clone(&views),
                 pool: pool.clone(),
                 forwards: Arc::clone(&forwards),
+                buffers: buffers.clone(),
                 log: log.clone(),
             },
             owner: Owner {

@@ -13,7 +13,7 @@ use slog::{Logger, debug};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::splice::{Carrier, CopyBuffer, Plain};
+use super::splice::{Buffers, Carrier, CopyBuffer, Plain};
 use super::{Forward, Forwards, backend};
 use crate::published::Views;
 use crate::tunnel::{Lease, Pool, PoolError, TunnelError};
@@ -32,6 +32,8 @@ pub(crate) struct Forwarder {
     pub(crate) pool: Pool,
     /// The slots.
     pub(crate) forwards: Arc<Forwards>,
+    /// For copying.
+    pub(crate) buffers: Buffers,
     /// Where to report.
     pub(crate) log: Logger,
 }
@@ -51,6 +53,12 @@ pub(crate) enum OpenError {
     /// No owner can be reached; why not the one tried last.
     #[error(transparent)]
     Owner(#[from] PoolError),
+    /// The owner refuses, or the way to it broke before it accepted.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// The owner was asked and did not accept.
+    #[error("the owner of the service did not answer in time")]
+    TimedOut,
 }
 
 impl OpenError {
@@ -61,7 +69,26 @@ impl OpenError {
             OpenError::NoRoute(error) => error.code(),
             OpenError::Backend(error) => backend::code(error),
             OpenError::Owner(error) => error.code(),
+            OpenError::Tunnel(error) => error.code(),
+            OpenError::TimedOut => ErrorCode::BackendTimeout,
         }
+    }
+}
+
+/// A forward that was not opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct NotOpened {
+    /// The name under which it was tried.
+    pub(crate) proxy_id: ProxyId,
+    /// Why not.
+    pub(crate) error: OpenError,
+}
+
+impl NotOpened {
+    /// The stable code.
+    pub(crate) fn code(&self) -> ErrorCode {
+        self.error.code()
     }
 }
 
@@ -89,16 +116,46 @@ impl Forwarder {
     ///
     /// # Errors
     /// When there is none; with the name under which it was tried.
-    pub(crate) async fn open(&self, service: &ServiceName) -> Result<Opened, (ProxyId, OpenError)> {
-        let forward = self.forwards.begin().ok_or_else(|| (super::new_proxy_id(), OpenError::Full))?;
+    pub(crate) async fn open(&self, service: &ServiceName) -> Result<Opened, NotOpened> {
+        let full = || NotOpened { proxy_id: super::new_proxy_id(), error: OpenError::Full };
+        let forward = self.forwards.begin().ok_or_else(full)?;
         let proxy_id = forward.proxy_id();
         match self.upstream(service, proxy_id).await {
             Ok(upstream) => Ok(Opened { upstream, forward }),
-            Err(error) => {
-                self.forwards.count_failed();
-                Err((proxy_id, error))
-            }
+            Err(error) => Err(self.not_opened(proxy_id, service, error)),
         }
+    }
+
+    /// Waits until bytes flow.
+    ///
+    /// # Errors
+    /// When the owner refuses, or the way to it breaks.
+    pub(crate) async fn accepted(
+        &self,
+        mut opened: Opened,
+        service: &ServiceName,
+    ) -> Result<Opened, NotOpened> {
+        let proxy_id = opened.forward.proxy_id();
+        let accepted = tokio::time::timeout(ACCEPT_TIMEOUT, opened.upstream.accepted()).await;
+        let error = match accepted {
+            Ok(Ok(())) => return Ok(opened),
+            Ok(Err(error)) => {
+                // The tunnel is sound; only this forward is not.
+                if matches!(error, TunnelError::Refused { .. }) {
+                    tokio::spawn(opened.upstream.retire());
+                }
+                OpenError::Tunnel(error)
+            }
+            Err(_) => OpenError::TimedOut,
+        };
+        Err(self.not_opened(proxy_id, service, error))
+    }
+
+    fn not_opened(&self, proxy_id: ProxyId, service: &ServiceName, error: OpenError) -> NotOpened {
+        debug!(self.log, "cannot open forward"; "proxy_id" => %proxy_id, "service" => %service,
+            "code" => error.code().as_str(), "error" => %error);
+        self.forwards.count_failed();
+        NotOpened { proxy_id, error }
     }
 
     async fn upstream(&self, service: &ServiceName, proxy_id: ProxyId) -> Result<Upstream, OpenError> {

@@ -36,8 +36,8 @@ use tokio_util::sync::CancellationToken;
 use self::exchange::{Exchange, Failure, Outcome};
 use super::listener::Ingress;
 use crate::forward::open::ACCEPT_TIMEOUT;
-use crate::forward::splice::{Carrier, CopyBuffer, Pipe, Plain, copy_both};
-use crate::forward::{Opened, ending, new_proxy_id};
+use crate::forward::splice::{Carrier, CopyBuffer, Plain};
+use crate::forward::{Opened, Protocol, RawCall, ending, new_proxy_id};
 use crate::tunnel::TunnelError;
 
 /// A head arrives within this time once it began: longer than a phone on a train needs, short enough that a
@@ -194,6 +194,10 @@ impl Connection {
             let why = "an IPv6 address names no service";
             return self.refuse(head, new_proxy_id(), Status::NotFound, &why).await;
         };
+        if head.is_connect() {
+            return self.connect(head, service).await;
+        }
+        self.ingress.forwarder.forwards.count_request(Protocol::Http);
         if self.open.as_ref().is_some_and(|open| open.service != *service) {
             self.retire();
         }
@@ -203,14 +207,13 @@ impl Connection {
                     let accept_by = Instant::now() + ACCEPT_TIMEOUT;
                     self.open = Some(Open { service: service.clone(), opened, used: false, accept_by });
                 }
-                Err((proxy_id, error)) => {
-                    debug!(self.ingress.log, "cannot open forward"; "proxy_id" => %proxy_id,
-                        "service" => %service, "code" => error.code().as_str(), "error" => %error);
-                    return self.refuse(head, proxy_id, Status::of(error.code()), &error).await;
+                Err(refused) => {
+                    let status = Status::of(refused.code());
+                    return self.refuse(head, refused.proxy_id, status, &refused).await;
                 }
             }
         }
-        if head.is_connect() { self.connect(head).await } else { self.exchange(head).await }
+        self.exchange(head).await
     }
 
     async fn exchange(&mut self, head: &RequestHead) -> Next {
@@ -251,32 +254,25 @@ impl Connection {
     }
 
     /// CONNECT: the client wants the service's bytes as they are.
-    async fn connect(&mut self, head: &RequestHead) -> Next {
-        let Some(open) = &mut self.open else { return Next::Close };
-        let accepted = tokio::time::timeout_at(open.accept_by, open.opened.upstream.accepted()).await;
-        if let Err(failure) = accepted.map_or(Err(Failure::TimedOut), |done| done.map_err(Failure::Upstream))
-        {
-            let exchange = Exchange::new(head, &self.limits);
-            return self.failed(head, &exchange, failure).await;
-        }
+    async fn connect(&mut self, head: &RequestHead, service: &ServiceName) -> Next {
+        self.retire();
         self.up.consume(head.head_bytes);
-        self.down.clear();
-        self.down.space()[..ESTABLISHED.len()].copy_from_slice(ESTABLISHED);
-        self.down.fill(ESTABLISHED.len());
-        self.copy_raw().await;
+        let first = self.ingress.buffers.swap(&mut self.up);
+        let call = RawCall { service, protocol: Protocol::Connect, first, greeting: ESTABLISHED };
+        let carried = Box::pin(self.ingress.forwarder.carry(self.client.get_mut(), call)).await;
+        if let Err(refused) = carried {
+            let status = Status::of(refused.code());
+            self.tell_and_close(Some(head), refused.proxy_id, status, &refused).await;
+        }
         Next::Close
     }
 
     /// Both sides left HTTP.
     async fn copy_raw(&mut self) {
-        let Some(mut open) = self.open.take() else { return };
-        let mut there = Pipe::new(self.ingress.buffers.swap(&mut self.up));
-        let mut back = Pipe::new(self.ingress.buffers.swap(&mut self.down));
-        let copied = copy_both((&mut self.client, &mut there), (&mut open.opened.upstream, &mut back)).await;
-        match copied {
-            Ok(()) => open.opened.upstream.retire().await,
-            Err(error) => self.reset(open, &error),
-        }
+        let Some(Open { service, opened, .. }) = self.open.take() else { return };
+        let up = self.ingress.buffers.swap(&mut self.up);
+        let down = self.ingress.buffers.swap(&mut self.down);
+        self.ingress.forwarder.copy(self.client.get_mut(), opened, &service, (up, down)).await;
     }
 
     /// The exchange was the last one: ends both connections in order.
