@@ -27,6 +27,8 @@ const CA_LIFETIME: Duration = Duration::from_secs(3650 * 86_400);
 pub const PEER_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 /// Certificates of Servers: long enough to survive a cluster that was off for weeks (SPEC I5).
 pub const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
+/// From 1970 to the end of 9999, which says that there is no end (RFC 5280, 4.1.2.5).
+pub(crate) const MESH_LIFETIME: Duration = Duration::from_secs(253_402_300_799);
 /// A certificate starts this far back, for clocks that are behind the signer's (SPEC I5).
 const BACKDATED: Duration = Duration::from_secs(3600);
 const KEY_FILE: &str = "ca-key.pem";
@@ -130,6 +132,22 @@ impl ClusterCa {
     /// When the system has no randomness or `now` is outside the calendar.
     pub fn create(cluster_id: ClusterId, now: UnixMs) -> Result<Self, CaError> {
         let key = NodeKey::generate()?;
+        Self::self_signed(cluster_id, key, serial()?, validity(now, CA_LIFETIME)?)
+    }
+
+    /// The CA of a mesh key: the same for everybody who has the key, but for the signature of its certificate, which
+    /// nobody looks at. It has no dates to speak of: whoever has the key can write any.
+    pub(crate) fn of_mesh_key(cluster_id: ClusterId, key: NodeKey) -> Result<Self, CaError> {
+        let serial = SerialNumber::from_slice(&[1]);
+        Self::self_signed(cluster_id, key, serial, validity(UnixMs(0), MESH_LIFETIME)?)
+    }
+
+    fn self_signed(
+        cluster_id: ClusterId,
+        key: NodeKey,
+        serial: SerialNumber,
+        (not_before, not_after): (OffsetDateTime, OffsetDateTime),
+    ) -> Result<Self, CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         // CAs of one cluster differ by name too: verifiers look up the issuer by it and then name the cause.
@@ -137,10 +155,10 @@ impl ClusterCa {
         let name = format!("p2pcore CA {cluster_id} {}", &key_hash[..8]);
         params.distinguished_name.push(DnType::CommonName, name);
         let key = key.into_pair();
-        params.serial_number = Some(serial()?);
+        params.serial_number = Some(serial);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = validity(now, CA_LIFETIME)?;
+        (params.not_before, params.not_after) = (not_before, not_after);
         let certificate = params.self_signed(&key).map_err(CaError::Sign)?.der().clone();
         Ok(ClusterCa { cluster_id, certificate, issuer: Issuer::new(params, key) })
     }

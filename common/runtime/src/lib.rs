@@ -14,6 +14,7 @@ pub mod identity;
 pub mod interfaces;
 pub mod launch;
 pub mod logger;
+pub mod mesh_key;
 pub mod settings;
 pub mod shutdown;
 pub mod tcp;

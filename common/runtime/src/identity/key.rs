@@ -51,6 +51,20 @@ impl NodeKey {
         Ok(NodeKey { pair })
     }
 
+    /// The key with this private scalar (RFC 5915); none when there is no such key.
+    pub(crate) fn from_scalar(scalar: &[u8; 32]) -> Option<Self> {
+        // PKCS#8 of a P-256 key without its public half, up to the scalar (RFC 5208, RFC 5915).
+        const HEAD: [u8; 35] = [
+            0x30, 0x41, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01,
+            0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04, 0x27, 0x30, 0x25, 0x02, 0x01,
+            0x01, 0x04, 0x20,
+        ];
+        let der = Zeroizing::new([&HEAD[..], scalar].concat());
+        let der = PrivatePkcs8KeyDer::from(der.as_slice());
+        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256).ok()?;
+        Some(NodeKey { pair })
+    }
+
     /// The key in PEM (PKCS#8): a secret.
     pub fn to_pem(&self) -> Zeroizing<String> {
         Zeroizing::new(self.pair.serialize_pem())
