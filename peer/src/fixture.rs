@@ -147,7 +147,7 @@ impl World {
             forwarder,
             owner,
             pool: pool.clone(),
-            tls: ServerTls::tunnel(credentials),
+            tls: ServerTls::peer(credentials),
             myself,
             buffers,
             clients_allow: SourceRanges::loopback(),

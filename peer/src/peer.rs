@@ -158,7 +158,7 @@ impl Peer {
                 log: log.clone(),
             },
             pool: pool.clone(),
-            tls: ServerTls::tunnel(Arc::clone(&credentials)),
+            tls: ServerTls::peer(Arc::clone(&credentials)),
             myself: Arc::clone(&myself),
             buffers,
             clients_allow: config.clients_allow,

@@ -8,6 +8,7 @@
 //! | `p2p-node/1` | RPCs between nodes | required | 1.3 | the Server's API port |
 //! | `h2` | enrolment, operators, readers | none | 1.2, 1.3 | the Server's API port |
 //! | `p2p-tunnel/1` | tunnels between Peers | required | 1.3 | the Peer's port |
+//! | `p2p-link/1` | mesh links between Peers | required | 1.3 | the Peer's port |
 //!
 //! Nodes are verified by chain to the trust bundle and by the Id in the certificate, never by host name.
 //! rustls may skip a verifier when it resumes a session, so sessions are not resumed, and [`PeerIdentity`] is
@@ -43,6 +44,8 @@ pub const ALPN_NODE: &[u8] = b"p2p-node/1";
 pub const ALPN_PUBLIC: &[u8] = b"h2";
 /// ALPN of tunnels between Peers.
 pub const ALPN_TUNNEL: &[u8] = b"p2p-tunnel/1";
+/// ALPN of mesh links between Peers.
+pub const ALPN_LINK: &[u8] = b"p2p-link/1";
 
 /// A handshake takes three round trips and a few milliseconds of work; 10 s leave room for retransmissions
 /// on a bad path and bound what a silent client can hold.
@@ -57,13 +60,15 @@ pub enum Face {
     Public,
     /// A tunnel of a Peer.
     Tunnel(PeerIdentity),
+    /// A mesh link of a Peer.
+    Link(PeerIdentity),
 }
 
 impl Face {
     /// The node on the other side; `None` on the public face.
     pub fn identity(&self) -> Option<PeerIdentity> {
         match self {
-            Face::Node(identity) | Face::Tunnel(identity) => Some(*identity),
+            Face::Node(identity) | Face::Tunnel(identity) | Face::Link(identity) => Some(*identity),
             Face::Public => None,
         }
     }

@@ -35,5 +35,5 @@ pub use routes::{
 pub use services::{OwnService, OwnServices, ServicesError};
 pub use session::servers::DialServer;
 pub use session::{FromServer, Heartbeat, Identity, MemberTable, SessionToken, ToServer};
-pub use sniff::{BadHost, ClientHello, Host, PEER_LINK_ALPN, SniffLimits, Sniffed, Unrecognised, sniff};
+pub use sniff::{BadHost, ClientHello, Host, PEER_ALPNS, SniffLimits, Sniffed, Unrecognised, sniff};
 pub use tables::{LinePrefix, PEER_PORT, PrintTables, ROWS_MAX, render};

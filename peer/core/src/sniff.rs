@@ -19,7 +19,7 @@ mod http;
 mod tls;
 
 pub use host::{BadHost, Host};
-pub use tls::{ClientHello, PEER_LINK_ALPN};
+pub use tls::{ClientHello, PEER_ALPNS};
 
 /// How many first bytes of a connection are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -120,7 +120,9 @@ impl Gate {
                 None => (CallerKind::Anonymous, None),
                 Some(bearer) => (self.public(bearer, info.remote.ip()).await?, None),
             },
-            Face::Tunnel(_) => return Err(refuse(ErrorCode::Forbidden, "a tunnel carries no calls")),
+            Face::Tunnel(_) | Face::Link(_) => {
+                return Err(refuse(ErrorCode::Forbidden, "Peers' tunnels and links carry no calls"));
+            }
         };
         if kind == CallerKind::Anonymous {
             self.count(info.remote.ip())?;

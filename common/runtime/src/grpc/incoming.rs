@@ -188,6 +188,7 @@ impl Acceptor {
             Face::Public => ("public", faces.public),
             Face::Node(_) => ("node", faces.nodes),
             Face::Tunnel(_) => ("tunnel", faces.nodes),
+            Face::Link(_) => ("link", faces.nodes),
         };
         let Ok(slot) = slots.try_acquire_owned() else {
             self.metrics.refuse("full");

@@ -10,7 +10,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::credentials::Credentials;
-use super::{ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, Face, HANDSHAKE_TIMEOUT};
+use super::{ALPN_LINK, ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, Face, HANDSHAKE_TIMEOUT};
 use crate::identity::{BadCertificate, PeerIdentity};
 
 /// Why a connection was not accepted. The other side's doing, and the end of that connection alone.
@@ -68,7 +68,7 @@ pub struct ServerTls {
 #[derive(Debug, Clone, Copy)]
 enum Port {
     Api,
-    Tunnel,
+    Peer,
 }
 
 impl ServerTls {
@@ -77,9 +77,9 @@ impl ServerTls {
         ServerTls { credentials, port: Port::Api }
     }
 
-    /// The tunnel port of a Peer.
-    pub fn tunnel(credentials: Arc<Credentials>) -> Self {
-        ServerTls { credentials, port: Port::Tunnel }
+    /// The port of a Peer: tunnels and mesh links.
+    pub fn peer(credentials: Arc<Credentials>) -> Self {
+        ServerTls { credentials, port: Port::Peer }
     }
 
     /// Accepts one connection; ends within [`HANDSHAKE_TIMEOUT`]. Not cancel safe: the stream is lost.
@@ -113,6 +113,7 @@ impl ServerTls {
         let face = match alpn {
             ALPN_PUBLIC => Face::Public,
             ALPN_NODE => Face::Node(self.identify(&stream)?),
+            ALPN_LINK => Face::Link(self.identify(&stream)?),
             _ => Face::Tunnel(self.identify(&stream)?),
         };
         Ok(Accepted { face, stream })
@@ -125,7 +126,8 @@ impl ServerTls {
         match self.port {
             Port::Api if offers(ALPN_NODE) => Some((ALPN_NODE, Arc::clone(&configs.node_server))),
             Port::Api if offers(ALPN_PUBLIC) => Some((ALPN_PUBLIC, Arc::clone(&configs.public_server))),
-            Port::Tunnel if offers(ALPN_TUNNEL) => Some((ALPN_TUNNEL, Arc::clone(&configs.tunnel_server))),
+            Port::Peer if offers(ALPN_TUNNEL) => Some((ALPN_TUNNEL, Arc::clone(&configs.tunnel_server))),
+            Port::Peer if offers(ALPN_LINK) => Some((ALPN_LINK, Arc::clone(&configs.link_server))),
             _ => None,
         }
     }

@@ -32,6 +32,11 @@ pub enum ConnectError {
     /// The handshake failed: mostly a certificate that is expired or of another CA, ours or theirs.
     #[error("the TLS handshake failed: {0}")]
     Handshake(#[source] io::Error),
+    /// What answers shows a certificate of a CA that is not trusted here.
+    #[error(
+        "what answers there is of another cluster or mesh: its certificate is not signed by the CA this node trusts"
+    )]
+    Untrusted,
     /// What answers is not of the cluster a token is for.
     #[error("what answers there is not of the cluster the token is for: its CA is another")]
     OtherCa,
@@ -88,9 +93,9 @@ impl ConnectError {
             ConnectError::Dial(_) | ConnectError::TimedOut(_) | ConnectError::Http2(_) => {
                 ErrorCode::Unavailable
             }
-            ConnectError::OtherCa | ConnectError::Certificate(BadCertificate::OtherCluster { .. }) => {
-                ErrorCode::WrongCluster
-            }
+            ConnectError::Untrusted
+            | ConnectError::OtherCa
+            | ConnectError::Certificate(BadCertificate::OtherCluster { .. }) => ErrorCode::WrongCluster,
             ConnectError::OtherNode { .. } | ConnectError::OtherKind { .. } => ErrorCode::WrongRecipient,
             ConnectError::OtherKey { .. } => ErrorCode::IdTaken,
             ConnectError::Alpn { .. } => ErrorCode::VersionMismatch,
@@ -139,6 +144,7 @@ pub struct Connector {
 enum Purpose {
     Node(Arc<Credentials>),
     Tunnel(Arc<Credentials>),
+    Link(Arc<Credentials>),
     Enrol { config: Arc<ClientConfig>, cluster_id: ClusterId },
     Public { config: Arc<ClientConfig> },
 }
@@ -152,6 +158,11 @@ impl Connector {
     /// To the tunnel port of a Peer.
     pub fn tunnel(credentials: Arc<Credentials>, expect: Expect) -> Self {
         Connector { expect, purpose: Purpose::Tunnel(credentials) }
+    }
+
+    /// To whatever Peer listens at an address somebody wrote down: which one it is, its certificate says.
+    pub fn link(credentials: Arc<Credentials>) -> Self {
+        Connector { expect: Expect::Kind(NodeKind::Peer), purpose: Purpose::Link(credentials) }
     }
 
     /// To the public face of any Server of the token's cluster, known by the CA fingerprint in the token. For
@@ -212,7 +223,9 @@ impl Connector {
         let alpn = config.alpn_protocols[0].clone();
         let handshake = TlsConnector::from(config).connect(self.server_name(to)?, stream);
         let stream = match tokio::time::timeout(timeout, Box::pin(handshake)).await {
-            Ok(outcome) => outcome.map_err(handshake_error)?,
+            Ok(outcome) => {
+                outcome.map_err(|e| handshake_error(e, matches!(self.purpose, Purpose::Link(_))))?
+            }
             Err(_) => return Err(ConnectError::TimedOut(timeout)),
         };
         let connection = stream.get_ref().1;
@@ -229,6 +242,7 @@ impl Connector {
         match &self.purpose {
             Purpose::Node(credentials) => Arc::clone(&credentials.configs().node_client),
             Purpose::Tunnel(credentials) => Arc::clone(&credentials.configs().tunnel_client),
+            Purpose::Link(credentials) => Arc::clone(&credentials.configs().link_client),
             Purpose::Enrol { config, .. } | Purpose::Public { config } => Arc::clone(config),
         }
     }
@@ -244,7 +258,9 @@ impl Connector {
 
     fn check(&self, found: &PeerIdentity) -> Result<(), ConnectError> {
         let cluster_id = match &self.purpose {
-            Purpose::Node(credentials) | Purpose::Tunnel(credentials) => Some(credentials.cluster_id()),
+            Purpose::Node(credentials) | Purpose::Tunnel(credentials) | Purpose::Link(credentials) => {
+                Some(credentials.cluster_id())
+            }
             Purpose::Enrol { cluster_id, .. } => Some(*cluster_id),
             Purpose::Public { .. } => None, // Its trust bundle is all that a client without a node has.
         };
@@ -266,13 +282,17 @@ impl Connector {
     }
 }
 
-fn handshake_error(error: io::Error) -> ConnectError {
+fn handshake_error(error: io::Error, is_link: bool) -> ConnectError {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
             if other.0.is::<OtherCa>() =>
         {
             ConnectError::OtherCa
+        }
+        // The one face where an address alone is known, so that a stranger there is an everyday mistake.
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) if is_link => {
+            ConnectError::Untrusted
         }
         _ => ConnectError::Handshake(error),
     }

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, Error, ServerConfig};
 use rustls_pki_types::CertificateDer;
 
 use super::verify::ChainVerifier;
-use super::{ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, provider};
+use super::{ALPN_LINK, ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, provider};
 use crate::identity::{Enrolment, NodeIdentity, TrustBundle};
 
 /// The TLS side of a [`NodeIdentity`]. One per process, shared.
@@ -30,8 +30,10 @@ pub(super) struct Configs {
     pub(super) node_server: Arc<ServerConfig>,
     pub(super) public_server: Arc<ServerConfig>,
     pub(super) tunnel_server: Arc<ServerConfig>,
+    pub(super) link_server: Arc<ServerConfig>,
     pub(super) node_client: Arc<ClientConfig>,
     pub(super) tunnel_client: Arc<ClientConfig>,
+    pub(super) link_client: Arc<ClientConfig>,
 }
 
 impl Credentials {
@@ -131,8 +133,10 @@ impl Configs {
             node_server: server(ALPN_NODE)?,
             public_server: Arc::new(without_resumption(public)),
             tunnel_server: server(ALPN_TUNNEL)?,
+            link_server: server(ALPN_LINK)?,
             node_client: client(ALPN_NODE)?,
             tunnel_client: client(ALPN_TUNNEL)?,
+            link_client: client(ALPN_LINK)?,
         })
     }
 }

@@ -11,6 +11,7 @@ use p2p_common::{ClusterId, NodeId, NodeKind, UnixMs};
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
 use p2p_runtime::clock::unix_now;
 use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, TrustBundle};
+use p2p_runtime::mesh_key::MeshKey;
 use p2p_runtime::tls::{AcceptError, Accepted, ConnectError, Connector, Credentials, Dialed, ServerTls};
 use tempfile::TempDir;
 use tokio::io::DuplexStream;
@@ -59,6 +60,23 @@ impl Node {
         identity.enrol(&dir, enrolment.clone()).unwrap();
         let credentials = Credentials::new(&identity, &enrolment).unwrap();
         Node { identity, dir, credentials, _tmp: tmp }
+    }
+}
+
+/// A Peer without Servers, of the mesh of `key`.
+pub struct MeshPeer {
+    pub identity: NodeIdentity,
+    pub credentials: Arc<Credentials>,
+    _tmp: TempDir,
+}
+
+impl MeshPeer {
+    pub fn new(key: &MeshKey) -> MeshPeer {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        let identity = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, None).unwrap();
+        let credentials = Credentials::new(&identity, &key.enrol(&identity).unwrap()).unwrap();
+        MeshPeer { identity, credentials, _tmp: tmp }
     }
 }
 

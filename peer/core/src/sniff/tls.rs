@@ -11,8 +11,8 @@ use p2p_common::service::ServiceName;
 
 use super::{SniffLimits, Sniffed, Unrecognised};
 
-/// The ALPN protocol of a peer link; everything else on this port is a client.
-pub const PEER_LINK_ALPN: &[u8] = b"p2p-tunnel/1";
+/// The ALPN protocols of other Peers: tunnels and mesh links; everything else on this port is a client.
+pub const PEER_ALPNS: [&[u8]; 2] = [b"p2p-tunnel/1", b"p2p-link/1"];
 
 /// The content type of a handshake record: the first byte of every TLS connection.
 pub(super) const RECORD_HANDSHAKE: u8 = 22;
@@ -47,7 +47,7 @@ impl ClientHello {
 
     /// Whether another Peer calls, and not a client.
     pub fn is_peer_link(&self) -> bool {
-        self.alpn().any(|protocol| protocol == PEER_LINK_ALPN)
+        self.alpn().any(|protocol| PEER_ALPNS.contains(&protocol))
     }
 }
 

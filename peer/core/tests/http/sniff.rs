@@ -1,6 +1,6 @@
 //! First bytes are told apart, in whatever pieces they arrive.
 
-use p2p_peer_core::{ClientHello, PEER_LINK_ALPN, SniffLimits, Sniffed, Unrecognised, sniff};
+use p2p_peer_core::{ClientHello, PEER_ALPNS, SniffLimits, Sniffed, Unrecognised, sniff};
 
 fn look(bytes: &[u8]) -> Sniffed {
     sniff(bytes, &SniffLimits::default())
@@ -144,7 +144,9 @@ fn a_real_hello_is_read_in_any_pieces() {
 
 #[test]
 fn a_peer_link_is_told_by_its_alpn() {
-    assert!(read(&hello(&[alpn(&[PEER_LINK_ALPN])])).is_peer_link());
+    for protocol in PEER_ALPNS {
+        assert!(read(&hello(&[alpn(&[protocol])])).is_peer_link());
+    }
     assert!(read(&hello(&[server_name(b"x"), alpn(&[b"h2", b"p2p-tunnel/1"])])).is_peer_link());
     assert!(!read(&hello(&[alpn(&[b"p2p-tunnel/12", b"p2p-tunnel"])])).is_peer_link());
     assert!(!read(&hello(&[server_name(b"p2p-tunnel")])).is_peer_link());
