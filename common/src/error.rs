@@ -86,6 +86,8 @@ codes! {
     OwnerOffline = 43, "owner_offline";
     /// The node is stopping.
     Draining = 44, "draining";
+    /// The owner has taken this forward up already: it came twice, on two ways.
+    AlreadyRuns = 45, "already_runs";
 }
 
 impl fmt::Display for ErrorCode {

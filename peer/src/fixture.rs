@@ -1,6 +1,8 @@
 //! Peers in one process for the tests of this crate: real certificates, sockets and agents; the Server they
 //! meet through is played by the test, which hands each agent what a Server would push.
 
+pub(crate) mod played;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,7 +30,7 @@ use uuid::Uuid;
 
 use crate::forward::owner::Owner;
 use crate::forward::splice::Buffers;
-use crate::forward::{ForwardMetrics, Forwarder, Forwards};
+use crate::forward::{ForwardMetrics, Forwarder, Forwards, Recents};
 use crate::ingress::{Ingress, IngressLimits, IngressMetrics, SourceRanges};
 use crate::published::{Myself, Views};
 use crate::tunnel::{DirectDialer, Pool, PoolLimits};
@@ -50,6 +52,8 @@ pub(crate) struct Node {
     session: SessionToken,
     views: Arc<Views>,
     entry: Arc<PeerEntry>,
+    credentials: Arc<Credentials>,
+    myself: Arc<Myself>,
     _dir: TempDir,
 }
 
@@ -140,6 +144,7 @@ impl World {
         let owner = Owner {
             views: Arc::clone(&views),
             forwards: Arc::clone(&forwards),
+            recents: Recents::default(),
             buffers: buffers.clone(),
             log: log.clone(),
         };
@@ -147,8 +152,8 @@ impl World {
             forwarder,
             owner,
             pool: pool.clone(),
-            tls: ServerTls::peer(credentials),
-            myself,
+            tls: ServerTls::peer(Arc::clone(&credentials)),
+            myself: Arc::clone(&myself),
             buffers,
             clients_allow: SourceRanges::loopback(),
             limits: bounds.ingress,
@@ -159,7 +164,20 @@ impl World {
         tokio::spawn(pool.clone().run(stop.clone()));
         tokio::spawn(ingress.run(listener, stop.clone(), Duration::from_secs(1)));
         let agent = Mutex::new(agent);
-        Node { id, listen, pool, forwards, stop, agent, session, views, entry, _dir: dir }
+        Node {
+            id,
+            listen,
+            pool,
+            forwards,
+            stop,
+            agent,
+            session,
+            views,
+            entry,
+            credentials,
+            myself,
+            _dir: dir,
+        }
     }
 
     /// Opens the agent's session with the Server.
@@ -198,7 +216,21 @@ impl World {
 impl Node {
     /// Tells the agent that exactly `others` are online, and publishes what it makes of it.
     pub(crate) fn learn(&self, others: &[&Node], revision: u64) {
-        let mut entries: Vec<_> = others.iter().map(|node| (node.id, Arc::clone(&node.entry))).collect();
+        self.learn_entries(others.iter().map(|node| Arc::clone(&node.entry)), revision);
+    }
+
+    /// What others are told of this Peer, with this address in place of its own.
+    pub(crate) fn entry_at(&self, addr: SocketAddr) -> Arc<PeerEntry> {
+        let mut entry = PeerEntry::clone(&self.entry);
+        for candidate in &mut entry.report.net.candidates {
+            candidate.addr = addr.into();
+        }
+        Arc::new(entry)
+    }
+
+    /// Tells the agent that exactly these are online.
+    pub(crate) fn learn_entries(&self, entries: impl IntoIterator<Item = Arc<PeerEntry>>, revision: u64) {
+        let mut entries: Vec<_> = entries.into_iter().map(|entry| (entry.id, entry)).collect();
         entries.sort_by_key(|(id, _)| *id);
         let push = Push::Snapshot(Piece { revision, first: true, done: true, entries });
         let mut agent = self.agent.lock().unwrap();

@@ -1,19 +1,22 @@
 //! Forwards: one client connection carried to one service, named by a proxy_id (SPEC F7).
 //!
-//! [`Forwarder`] opens the way to a service for the ingress ([`open`]) and carries connections that need no
+//! [`Forwarder`] opens the way to a service for the ingress ([`open`], [`ask`]) and carries connections that need no
 //! framing ([`carry`]), [`owner`] answers the FORWARDs of other Peers and dials only backends this Peer
 //! registered itself, [`splice`] copies the bytes. How a connection ends is in [`ending`].
 //!
 //! Each forward, here or for others, takes a slot of [`Forwards`]; when none is free it is refused at once.
 
+mod ask;
 mod backend;
 pub(crate) mod carry;
 pub(crate) mod ending;
 pub(crate) mod open;
 pub(crate) mod owner;
+mod recent;
 pub(crate) mod splice;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use p2p_common::wire::tunnel::ProxyId;
@@ -26,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use carry::RawCall;
 pub(crate) use open::{Forwarder, Opened};
+pub(crate) use recent::Recents;
 
 /// How a client asked for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,7 @@ impl Protocol {
 pub(crate) struct Forwards {
     slots: Arc<Semaphore>,
     in_flight: Mutex<HashSet<u32>>,
+    names: Names,
     metrics: ForwardMetrics,
 }
 
@@ -145,7 +150,12 @@ pub(crate) struct Forward {
 impl Forwards {
     /// With `slots` slots.
     pub(crate) fn new(slots: usize, metrics: ForwardMetrics) -> Arc<Self> {
-        Arc::new(Forwards { slots: Arc::new(Semaphore::new(slots)), in_flight: Mutex::default(), metrics })
+        Arc::new(Forwards {
+            slots: Arc::new(Semaphore::new(slots)),
+            in_flight: Mutex::default(),
+            names: Names::new(rand::random()),
+            metrics,
+        })
     }
 
     /// Begins a forward as ingress, under a proxy_id no other one here has; `None` when all slots are taken.
@@ -153,7 +163,7 @@ impl Forwards {
         let slot = self.slot()?;
         let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         let proxy_id = loop {
-            let candidate = new_proxy_id();
+            let candidate = self.names.next();
             if in_flight.insert(candidate.0) {
                 break candidate;
             }
@@ -214,7 +224,53 @@ impl Drop for Forward {
     }
 }
 
-/// A random name; 0 is no forward's, since a REFUSE of a hello carries it.
+/// Names for forwards: each 32-bit number once, in an order that differs from run to run. Drawn at random they
+/// would repeat sooner: of two million, which an owner may remember of two minutes, one in two thousand.
+#[derive(Debug)]
+struct Names {
+    key: u32,
+    drawn: AtomicU32,
+}
+
+impl Names {
+    fn new(key: u32) -> Self {
+        Names { key, drawn: AtomicU32::new(0) }
+    }
+
+    fn next(&self) -> ProxyId {
+        loop {
+            // The finaliser of MurmurHash3, by Austin Appleby: one to one, and no two neighbours look alike.
+            let mut name = self.drawn.fetch_add(1, Ordering::Relaxed).wrapping_add(self.key);
+            name = (name ^ name >> 16).wrapping_mul(0x85eb_ca6b);
+            name = (name ^ name >> 13).wrapping_mul(0xc2b2_ae35);
+            name ^= name >> 16;
+            if name != NO_FORWARD {
+                return ProxyId(name);
+            }
+        }
+    }
+}
+
+/// A REFUSE of a hello carries it.
+const NO_FORWARD: u32 = 0;
+
+/// A random name for what never becomes a forward.
 pub(crate) fn new_proxy_id() -> ProxyId {
-    ProxyId(rand::random_range(1..=u32::MAX))
+    ProxyId(rand::random_range(NO_FORWARD + 1..=u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_repeat() {
+        for key in [0, 1, u32::MAX] {
+            let names = Names::new(key);
+            let drawn: HashSet<u32> = (0..200_000).map(|_| names.next().0).collect();
+            assert_eq!(drawn.len(), 200_000);
+            assert!(!drawn.contains(&NO_FORWARD));
+        }
+        assert_ne!(Names::new(1).next(), Names::new(2).next());
+    }
 }

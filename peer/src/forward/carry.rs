@@ -35,10 +35,10 @@ impl Forwarder {
     /// # Errors
     /// When the service cannot be opened: the client was told nothing yet.
     pub(crate) async fn carry(&self, client: &mut TcpStream, call: RawCall<'_>) -> Result<(), NotOpened> {
-        let RawCall { service, protocol, first, greeting } = call;
+        let RawCall { service, protocol, mut first, greeting } = call;
         self.forwards.count_request(protocol);
-        let opened = self.open(service).await?;
-        let opened = self.accepted(opened, service).await?;
+        let count = first.unread().len();
+        let opened = self.open(service, &mut first, count).await?;
         let mut down = self.buffers.get();
         down.space()[..greeting.len()].copy_from_slice(greeting);
         down.fill(greeting.len());

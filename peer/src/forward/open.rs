@@ -4,24 +4,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use p2p_common::ErrorCode;
 use p2p_common::service::ServiceName;
 use p2p_common::wire::tunnel::ProxyId;
+use p2p_common::{ErrorCode, NodeId};
 use p2p_peer_core::{LookupError, Route, Source};
 use p2p_runtime::tcp::DialError;
 use slog::{Logger, debug};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::ask::{Accepted, NotAccepted, Request};
 use super::splice::{Buffers, Carrier, CopyBuffer, Plain};
 use super::{Forward, Forwards, backend};
 use crate::published::Views;
 use crate::tunnel::{Lease, Pool, PoolError, TunnelError};
 
-/// For a tunnel to the owner, once it is needed: the client waits.
-const TUNNEL_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the owner's ACCEPT: its backend has 5 s.
-pub(crate) const ACCEPT_TIMEOUT: Duration = Duration::from_secs(8);
+/// For an owner that accepts, whoever it is: one that is asked has 8 s, and 5 s are left for the next.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(13);
 
 /// Opens forwards.
 #[derive(Debug, Clone)]
@@ -59,6 +58,9 @@ pub(crate) enum OpenError {
     /// The owner was asked and did not accept.
     #[error("the owner of the service did not answer in time")]
     TimedOut,
+    /// The owner is another run than the one that was asked, and does not know what that one did.
+    #[error("{0} was started anew while it was asked; whether it carried the request is not known")]
+    Restarted(NodeId),
 }
 
 impl OpenError {
@@ -71,6 +73,7 @@ impl OpenError {
             OpenError::Owner(error) => error.code(),
             OpenError::Tunnel(error) => error.code(),
             OpenError::TimedOut => ErrorCode::BackendTimeout,
+            OpenError::Restarted(_) => ErrorCode::OutcomeUnknown,
         }
     }
 }
@@ -92,11 +95,13 @@ impl NotOpened {
     }
 }
 
-/// A forward that is open, or asked for: the owner's ACCEPT comes with its first bytes.
+/// A forward that is open.
 #[derive(Debug)]
 pub(crate) struct Opened {
     /// Where the bytes go.
     pub(crate) upstream: Upstream,
+    /// How many of the first bytes were sent.
+    pub(crate) sent: usize,
     /// Its name and slot.
     pub(crate) forward: Forward,
 }
@@ -112,103 +117,61 @@ pub(crate) enum Upstream {
 
 impl Forwarder {
     /// Opens the way to `service`: an own backend first, else an owner that can be reached, best first
-    /// (SPEC F8). Another owner is tried only while no byte has left.
+    /// (SPEC F8). The first `count` bytes of `first` leave with FORWARD and are kept until the verdict; how many of
+    /// them were sent, and are gone from `first`, is in [`Opened`]. Another owner is asked after a refusal that
+    /// concerns the first alone, or while no byte has left (SPEC F7).
     ///
     /// # Errors
-    /// When there is none; with the name under which it was tried.
-    pub(crate) async fn open(&self, service: &ServiceName) -> Result<Opened, NotOpened> {
+    /// When nobody accepts; with the name under which it was tried. All of `first` is then there.
+    pub(crate) async fn open(
+        &self,
+        service: &ServiceName,
+        first: &mut CopyBuffer,
+        count: usize,
+    ) -> Result<Opened, NotOpened> {
         let full = || NotOpened { proxy_id: super::new_proxy_id(), error: OpenError::Full };
         let forward = self.forwards.begin().ok_or_else(full)?;
         let proxy_id = forward.proxy_id();
-        match self.upstream(service, proxy_id).await {
-            Ok(upstream) => Ok(Opened { upstream, forward }),
-            Err(error) => Err(self.not_opened(proxy_id, service, error)),
+        let deadline = Instant::now() + OPEN_TIMEOUT;
+        match self.upstream(Request { proxy_id, service, first, count, deadline }).await {
+            Ok((upstream, sent)) => Ok(Opened { upstream, sent, forward }),
+            Err(error) => {
+                debug!(self.log, "cannot open forward"; "proxy_id" => %proxy_id, "service" => %service,
+                    "code" => error.code().as_str(), "error" => %error);
+                self.forwards.count_failed();
+                Err(NotOpened { proxy_id, error })
+            }
         }
     }
 
-    /// Waits until bytes flow.
-    ///
-    /// # Errors
-    /// When the owner refuses, or the way to it breaks.
-    pub(crate) async fn accepted(
-        &self,
-        mut opened: Opened,
-        service: &ServiceName,
-    ) -> Result<Opened, NotOpened> {
-        let proxy_id = opened.forward.proxy_id();
-        let accepted = tokio::time::timeout(ACCEPT_TIMEOUT, opened.upstream.accepted()).await;
-        let error = match accepted {
-            Ok(Ok(())) => return Ok(opened),
-            Ok(Err(error)) => {
-                // The tunnel is sound; only this forward is not.
-                if matches!(error, TunnelError::Refused { .. }) {
-                    tokio::spawn(opened.upstream.retire());
-                }
-                OpenError::Tunnel(error)
-            }
-            Err(_) => OpenError::TimedOut,
-        };
-        Err(self.not_opened(proxy_id, service, error))
-    }
-
-    fn not_opened(&self, proxy_id: ProxyId, service: &ServiceName, error: OpenError) -> NotOpened {
-        debug!(self.log, "cannot open forward"; "proxy_id" => %proxy_id, "service" => %service,
-            "code" => error.code().as_str(), "error" => %error);
-        self.forwards.count_failed();
-        NotOpened { proxy_id, error }
-    }
-
-    async fn upstream(&self, service: &ServiceName, proxy_id: ProxyId) -> Result<Upstream, OpenError> {
-        let deadline = Instant::now() + TUNNEL_TIMEOUT;
+    async fn upstream(&self, mut request: Request<'_>) -> Result<(Upstream, usize), OpenError> {
         let pick = rand::random();
         let mut tried = Vec::new();
         let mut failed = None;
         loop {
-            let owner = match self.views.tables().resolve(service.as_str(), pick, &tried) {
+            let owner = match self.views.tables().resolve(request.service.as_str(), pick, &tried) {
                 Ok(Route { source: Source::Peer(owner), .. }) => Ok(*owner),
                 Ok(Route { source: Source::Local, backend, .. }) => Err(backend.clone()),
-                // The last failure says more than that all have failed.
-                Err(error) => return Err(failed.map_or(OpenError::NoRoute(error), OpenError::Owner)),
+                // Why the last one did not do says more than that all have been tried.
+                Err(error) => return Err(failed.unwrap_or(OpenError::NoRoute(error))),
             };
             let owner = match owner {
                 Ok(owner) => owner,
-                Err(backend) => return Ok(Upstream::Local(backend::connect(&backend).await?)),
+                Err(backend) => return Ok((Upstream::Local(backend::connect(&backend).await?), 0)),
             };
-            match self.pool.take(owner, deadline).await {
-                Ok(mut lease) => {
-                    // The seed's form, for people who know it.
-                    debug!(self.log, "forward";
-                        "command" => format_args!("FORWARD:{proxy_id}:{service}:80"), "peer_id" => owner);
-                    lease.tunnel().begin(proxy_id, service);
-                    return Ok(Upstream::Remote(lease));
+            match self.ask(owner, &mut request).await {
+                Ok(Accepted { lease, sent }) => return Ok((Upstream::Remote(lease), sent)),
+                Err(NotAccepted { error, elsewhere: true }) if Instant::now() < request.deadline => {
+                    failed = Some(error);
+                    tried.push(owner);
                 }
-                Err(error) => failed = Some(error),
+                Err(NotAccepted { error, .. }) => return Err(error),
             }
-            tried.push(owner);
         }
     }
 }
 
 impl Upstream {
-    /// Whether bytes flow: the owner accepted, or nobody is asked.
-    pub(crate) fn is_accepted(&mut self) -> bool {
-        match self {
-            Upstream::Local(_) => true,
-            Upstream::Remote(lease) => lease.tunnel().is_accepted(),
-        }
-    }
-
-    /// Waits until bytes flow.
-    ///
-    /// # Errors
-    /// When the owner refuses, or the way to it breaks.
-    pub(crate) async fn accepted(&mut self) -> Result<(), TunnelError> {
-        match self {
-            Upstream::Local(_) => Ok(()),
-            Upstream::Remote(lease) => std::future::poll_fn(|cx| lease.tunnel().poll_accepted(cx)).await,
-        }
-    }
-
     /// Ends the forward in order after its last byte was sent, and keeps the tunnel.
     pub(crate) async fn retire(self) {
         if let Upstream::Remote(lease) = self {

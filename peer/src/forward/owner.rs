@@ -13,10 +13,12 @@ use p2p_peer_core::ForwardRefusal;
 use slog::{Logger, debug};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::recent::{Recent, TakeUp};
 use super::splice::{Buffers, Pipe, Plain, copy_both};
-use super::{Forwards, backend, ending};
+use super::{Forward, Forwards, Recents, backend, ending};
 use crate::published::Views;
 use crate::tunnel::{Tunnel, TunnelError};
 
@@ -35,6 +37,8 @@ pub(crate) struct Owner {
     pub(crate) views: Arc<Views>,
     /// The slots.
     pub(crate) forwards: Arc<Forwards>,
+    /// What was taken up lately.
+    pub(crate) recents: Recents,
     /// For copying.
     pub(crate) buffers: Buffers,
     /// Where to report.
@@ -62,6 +66,7 @@ impl Owner {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let recent = self.recents.of(caller, tunnel.incarnation(), Instant::now());
         loop {
             let next = tokio::select! {
                 next = tunnel.next_forward() => next?,
@@ -69,9 +74,9 @@ impl Owner {
             };
             let Some((proxy_id, service)) = next else { return Ok(()) };
             tunnel.received(proxy_id);
-            let slot = self.forwards.serve(proxy_id);
+            let slot = self.take_up(&recent, proxy_id);
             let backend = match &slot {
-                Some(_) => {
+                Ok(_) => {
                     let open = self.open(caller, &service);
                     tokio::pin!(open);
                     match tokio::time::timeout(HOLD, &mut open).await {
@@ -82,10 +87,7 @@ impl Owner {
                         }
                     }
                 }
-                None => Err(Refusal {
-                    code: ErrorCode::Exhausted,
-                    text: "its owner carries as many forwards as it can".to_owned(),
-                }),
+                Err((code, text)) => Err(Refusal { code: *code, text: (*text).to_owned() }),
             };
             match backend {
                 Ok(backend) => self.carry(&mut tunnel, proxy_id, &service, backend).await?,
@@ -96,6 +98,19 @@ impl Owner {
                     tunnel.refuse(proxy_id, code, text, DISCARD_MAX_BYTES).await?;
                 }
             }
+        }
+    }
+
+    /// A slot for the forward, once.
+    fn take_up(&self, recent: &Recent, proxy_id: ProxyId) -> Result<Forward, (ErrorCode, &'static str)> {
+        // Remembered before anything else may refuse it: the caller may go elsewhere then.
+        match recent.take_up(proxy_id, Instant::now()) {
+            TakeUp::New => self
+                .forwards
+                .serve(proxy_id)
+                .ok_or((ErrorCode::Exhausted, "its owner carries as many forwards as it can")),
+            TakeUp::Again => Err((ErrorCode::AlreadyRuns, "its owner has taken the forward up already")),
+            TakeUp::Full => Err((ErrorCode::Exhausted, "its owner takes no more forwards in this minute")),
         }
     }
 

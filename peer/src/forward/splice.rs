@@ -39,7 +39,7 @@ impl Buffers {
     pub(crate) fn get(&self) -> CopyBuffer {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = spare.unwrap_or_else(|| vec![0; BUFFER_BYTES].into());
-        CopyBuffer { bytes, start: FRONT_BYTES, end: FRONT_BYTES, home: self.clone() }
+        CopyBuffer { bytes, start: FRONT_BYTES, end: FRONT_BYTES, kept: None, home: self.clone() }
     }
 
     /// The buffer that is in use, with an empty one put in its place.
@@ -54,6 +54,8 @@ pub(crate) struct CopyBuffer {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
+    /// From here on what is consumed is kept, for [`CopyBuffer::seek`].
+    kept: Option<usize>,
     home: Buffers,
 }
 
@@ -86,13 +88,33 @@ impl CopyBuffer {
     pub(crate) fn consume(&mut self, count: usize) {
         debug_assert!(count <= self.unread().len(), "only what is there is consumed");
         self.start += count;
-        if self.start == self.end {
+        if self.start == self.end && self.kept.is_none() {
             (self.start, self.end) = (FRONT_BYTES, FRONT_BYTES);
         }
     }
 
+    /// Keeps what is consumed until [released](Self::release). Meanwhile nothing is read into the buffer, and at
+    /// most one frame of it is sent on each way: the header of a second one would lie on kept bytes.
+    pub(crate) fn keep(&mut self) {
+        self.kept = Some(self.start);
+    }
+
+    /// Goes to where `count` of the kept bytes are consumed.
+    pub(crate) fn seek(&mut self, count: usize) {
+        let kept = self.kept.expect("only what is kept can be gone back to");
+        debug_assert!(kept + count <= self.end, "only what is there is consumed");
+        self.start = kept + count;
+    }
+
+    /// Forgets what is consumed from here on as well as what was kept.
+    pub(crate) fn release(&mut self) {
+        self.kept = None;
+        self.consume(0);
+    }
+
     /// Where to read into; empty only when the buffer [is full](Self::is_full).
     pub(crate) fn space(&mut self) -> &mut [u8] {
+        debug_assert!(self.kept.is_none(), "kept bytes are not moved");
         if self.end == self.bytes.len() && self.start > FRONT_BYTES {
             self.bytes.copy_within(self.start..self.end, FRONT_BYTES);
             (self.start, self.end) = (FRONT_BYTES, FRONT_BYTES + self.end - self.start);
@@ -335,6 +357,25 @@ mod tests {
         assert!(buffer.is_full());
         buffer.consume(BUFFER_MAX_BYTES);
         assert!(buffer.is_empty());
+        assert_eq!(buffer.space().len(), BUFFER_MAX_BYTES);
+    }
+
+    #[test]
+    fn what_is_kept_can_be_sent_again() {
+        let mut buffer = Buffers::default().get();
+        buffer.space()[..8].copy_from_slice(b"gonebody");
+        buffer.fill(8);
+        buffer.consume(4);
+        buffer.keep();
+        assert_eq!(buffer.with_header(*b"HEAD", 4), b"HEADbody");
+        buffer.consume(4);
+        assert!(buffer.is_empty());
+        buffer.seek(0);
+        assert_eq!(buffer.with_header(*b"HEAD", 4), b"HEADbody");
+        buffer.seek(3);
+        assert_eq!(buffer.unread(), b"y");
+        buffer.seek(4);
+        buffer.release();
         assert_eq!(buffer.space().len(), BUFFER_MAX_BYTES);
     }
 

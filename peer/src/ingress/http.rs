@@ -19,7 +19,7 @@
 mod exchange;
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -30,15 +30,12 @@ use p2p_peer_core::{After, ErrorReply, FramingError, FramingLimits, RequestHead,
 use slog::debug;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::exchange::{Exchange, Failure, Outcome};
 use super::listener::Ingress;
-use crate::forward::open::ACCEPT_TIMEOUT;
 use crate::forward::splice::{Carrier, CopyBuffer, Plain};
 use crate::forward::{Opened, Protocol, RawCall, ending, new_proxy_id};
-use crate::tunnel::TunnelError;
 
 /// A head arrives within this time once it began: longer than a phone on a train needs, short enough that a
 /// slow attacker pays with connections.
@@ -93,8 +90,6 @@ struct Open {
     opened: Opened,
     /// A response came on it.
     used: bool,
-    /// Until when the owner must accept.
-    accept_by: Instant,
 }
 
 /// What comes instead of a head.
@@ -192,7 +187,8 @@ impl Connection {
     async fn answer(&mut self, head: &RequestHead) -> Next {
         let Some(service) = head.host.service() else {
             let why = "an IPv6 address names no service";
-            return self.refuse(head, new_proxy_id(), Status::NotFound, &why).await;
+            let whole = head.is_bodiless().then_some(head.head_bytes);
+            return self.refuse(head, whole, new_proxy_id(), Status::NotFound, &why).await;
         };
         if head.is_connect() {
             return self.connect(head, service).await;
@@ -201,34 +197,35 @@ impl Connection {
         if self.open.as_ref().is_some_and(|open| open.service != *service) {
             self.retire();
         }
+        let mut exchange = Exchange::new(head, &self.limits);
         if self.open.is_none() {
-            match Box::pin(self.ingress.forwarder.open(service)).await {
+            let first = match exchange.first(self.up.unread()) {
+                Ok(first) => first,
+                Err(error) => {
+                    self.tell_and_close(Some(head), new_proxy_id(), error.status(), &error).await;
+                    return Next::Close;
+                }
+            };
+            match Box::pin(self.ingress.forwarder.open(service, &mut self.up, first)).await {
                 Ok(opened) => {
-                    let accept_by = Instant::now() + ACCEPT_TIMEOUT;
-                    self.open = Some(Open { service: service.clone(), opened, used: false, accept_by });
+                    exchange.sent(opened.sent);
+                    self.open = Some(Open { service: service.clone(), opened, used: false });
                 }
                 Err(refused) => {
                     let status = Status::of(refused.code());
-                    return self.refuse(head, refused.proxy_id, status, &refused).await;
+                    let whole = exchange.request_taken().then_some(first);
+                    return self.refuse(head, whole, refused.proxy_id, status, &refused).await;
                 }
             }
         }
-        self.exchange(head).await
+        self.exchange(head, exchange).await
     }
 
-    async fn exchange(&mut self, head: &RequestHead) -> Next {
+    async fn exchange(&mut self, head: &RequestHead, mut exchange: Exchange) -> Next {
         let Some(open) = &mut self.open else { return Next::Close };
-        let mut exchange = Exchange::new(head, &self.limits);
-        // Not on the timer's books unless it is waited for.
-        let accept_by = tokio::time::sleep_until(open.accept_by);
-        tokio::pin!(accept_by);
         let outcome = poll_fn(|cx| {
             let upstream = &mut open.opened.upstream;
-            let moved = exchange.poll(cx, &mut self.client, upstream, (&mut self.up, &mut self.down));
-            if moved.is_pending() && !upstream.is_accepted() && accept_by.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Outcome::Failed(Failure::TimedOut));
-            }
-            moved
+            exchange.poll(cx, &mut self.client, upstream, (&mut self.up, &mut self.down))
         })
         .await;
         self.client_ended |= exchange.client_ended();
@@ -301,29 +298,17 @@ impl Connection {
     }
 
     async fn failed(&mut self, head: &RequestHead, exchange: &Exchange, failure: Failure) -> Next {
-        let Some(mut open) = self.open.take() else { return Next::Close };
+        let Some(open) = self.open.take() else { return Next::Close };
         let proxy_id = open.opened.forward.proxy_id();
         match &failure {
-            // The tunnel is sound; only this forward is not.
-            Failure::Upstream(TunnelError::Refused { code, text }) => {
-                debug!(self.ingress.log, "forward refused"; "proxy_id" => %proxy_id,
-                    "service" => %open.service, "code" => code.as_str(), "error" => text);
-                self.ingress.forwarder.forwards.count_failed();
-                tokio::spawn(open.opened.upstream.retire());
-                if exchange.request_done() && head.persistent && !self.client_ended {
-                    return self.tell(head, proxy_id, Status::of(*code), text).await;
-                }
-                self.tell_and_close(Some(head), proxy_id, Status::of(*code), text).await;
-            }
             Failure::Client(_) => self.reset(open, &failure),
             _ if exchange.response_begun() => self.reset(open, &failure),
             // See above: as it is without us.
             Failure::Upstream(_) | Failure::Response(FramingError::Truncated)
                 if open.used && !exchange.response_seen() => {}
             _ => {
-                let reached = open.opened.upstream.is_accepted();
                 self.abort(open, &failure);
-                self.tell_and_close(Some(head), proxy_id, failure.status(reached), &failure).await;
+                self.tell_and_close(Some(head), proxy_id, failure.status(), &failure).await;
             }
         }
         Next::Close
@@ -343,16 +328,20 @@ impl Connection {
         open.opened.upstream.abort();
     }
 
-    /// Answers a request that is not forwarded.
+    /// Answers a request that is not forwarded; `whole` is its length if all of it lies in the buffer.
     async fn refuse(
         &mut self,
         head: &RequestHead,
+        whole: Option<usize>,
         proxy_id: ProxyId,
         status: Status,
         why: &(dyn fmt::Display + Sync),
     ) -> Next {
-        if head.is_bodiless() && head.persistent && !head.is_connect() {
-            self.up.consume(head.head_bytes);
+        if let Some(whole) = whole
+            && head.persistent
+            && !head.is_connect()
+        {
+            self.up.consume(whole);
             return self.tell(head, proxy_id, status, why).await;
         }
         self.tell_and_close(Some(head), proxy_id, status, why).await;

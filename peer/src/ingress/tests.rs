@@ -3,6 +3,7 @@
 
 mod bounds;
 mod carried;
+mod retried;
 
 use std::future::Future;
 use std::net::SocketAddr;

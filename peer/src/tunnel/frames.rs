@@ -20,13 +20,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use p2p_common::ErrorCode;
 use p2p_common::service::ServiceName;
 use p2p_common::wire::tunnel::{
     CONTROL_MAX_BYTES, Control, FrameError, LENGTH_BYTES, ProxyId, data_header, frame_length,
 };
 use p2p_common::wire::{Expected, Hello};
+use p2p_common::{ErrorCode, Incarnation};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use uuid::Uuid;
 
 use super::TunnelError;
 use crate::forward::splice::{Carrier, CopyBuffer};
@@ -89,6 +90,8 @@ pub(crate) struct Tunnel<S> {
     /// Control frames to be sent before anything else.
     pending: BytesMut,
     counters: Arc<LinkCounters>,
+    /// The run of the node at the other end; nil before its hello.
+    incarnation: Incarnation,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
@@ -104,6 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
             control_bytes: None,
             pending: BytesMut::new(),
             counters,
+            incarnation: Incarnation::new(Uuid::nil()),
         }
     }
 
@@ -121,7 +125,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
         let hellos = async {
             tunnel.send(&Control::Hello(ours.clone())).await?;
             match tunnel.read_control().await?.ok_or(TunnelError::Closed)? {
-                Control::Hello(theirs) => Ok(theirs.check(expected).map(|_version| ())?),
+                Control::Hello(theirs) => {
+                    tunnel.incarnation = theirs.incarnation;
+                    Ok(theirs.check(expected).map(|_version| ())?)
+                }
                 Control::Refuse { proxy_id: NO_FORWARD, code, text } => {
                     Err(TunnelError::Turned { code, text })
                 }
@@ -140,7 +147,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
         let mut tunnel = Tunnel::new(stream, counters);
         let heard = tokio::time::timeout(HELLO_TIMEOUT, tunnel.read_control()).await;
         match heard.map_err(|_| TunnelError::HelloTimedOut)??.ok_or(TunnelError::Closed)? {
-            Control::Hello(hello) => Ok((tunnel, hello)),
+            Control::Hello(hello) => {
+                tunnel.incarnation = hello.incarnation;
+                Ok((tunnel, hello))
+            }
             _ => Err(TunnelError::Unexpected("its first frame is no HELLO")),
         }
     }
@@ -169,15 +179,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
         self.outbound = Outbound::Data { header: 0, payload: 0 };
     }
 
-    /// Whether the owner has accepted the forward.
-    pub(crate) fn is_accepted(&self) -> bool {
-        matches!(self.inbound, Inbound::Data | Inbound::Ended)
+    /// The run of the node at the other end.
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.incarnation
     }
 
-    /// Ready once the owner has accepted the forward; gets the FORWARD on its way.
-    pub(crate) fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
-        ready!(self.poll_flush(cx))?;
-        self.poll_verdict(cx)
+    /// The connection below.
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
+    /// The connection below, for tests that go on in bytes.
+    #[cfg(test)]
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+
+    /// Whether the owner has said that the FORWARD arrived.
+    pub(crate) fn is_received(&self) -> bool {
+        !matches!(self.inbound, Inbound::Control | Inbound::Received(_))
+    }
+
+    /// Whether all of the frame that was begun is sent.
+    pub(crate) fn is_frame_whole(&self) -> bool {
+        !matches!(self.outbound, Outbound::Data { header, payload } if header + payload > 0)
     }
 
     /// Whether the next forward may begin.
@@ -190,9 +215,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
     /// # Errors
     /// When the other side breaks the protocol, or sends more than `discard_max_bytes`.
     pub(crate) async fn settle(&mut self, discard_max_bytes: usize) -> Result<(), TunnelError> {
-        if let Outbound::Data { header, payload } = self.outbound
-            && header + payload > 0
-        {
+        if !self.is_frame_whole() {
             return Err(TunnelError::Unexpected("a frame was not sent to its end"));
         }
         std::future::poll_fn(|cx| self.poll_finish(cx)).await?;
@@ -337,8 +360,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
         Poll::Ready(Ok(Some(frame_length(self.length)?)))
     }
 
-    /// Takes the owner's answers up to ACCEPT.
-    fn poll_verdict(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+    /// Takes the owner's answers; ready with its ACCEPT, or with its REFUSE as an error.
+    pub(crate) fn poll_verdict(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         loop {
             let (expected, received) = match self.inbound {
                 Inbound::Received(proxy_id) => (proxy_id, false),

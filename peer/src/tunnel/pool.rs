@@ -159,6 +159,24 @@ impl Pool {
         Ok(Lease { direct: Some(direct), remote, shared: Arc::clone(&self.shared), _slot: slot })
     }
 
+    /// Another tunnel to `id` than those that lie idle, by `deadline`: for a forward that is not heard of on one of
+    /// them, since what silenced that one may have silenced them all.
+    ///
+    /// # Errors
+    /// As for [`Pool::take`].
+    pub(crate) async fn take_fresh(&self, id: NodeId, deadline: Instant) -> Result<Lease, PoolError> {
+        let remote = self.shared.remote(id);
+        let slot = Arc::clone(&remote.in_use).try_acquire_owned();
+        let slot = slot.map_err(|_| PoolError::Exhausted { id, max: self.shared.limits.per_remote })?;
+        let dial = async {
+            let _permit = self.shared.dials.acquire().await.expect("the semaphore is never closed");
+            self.shared.dial(&remote).await
+        };
+        let dialled = tokio::time::timeout_at(deadline, dial).await.map_err(|_| PoolError::TimedOut(id))?;
+        let direct = dialled.map_err(|failures| PoolError::Unreachable { id, failures })?;
+        Ok(Lease { direct: Some(direct), remote, shared: Arc::clone(&self.shared), _slot: slot })
+    }
+
     /// Counts a tunnel that `id` dialled to us from `address`. It may know us before we know it: table E then
     /// has until `deadline` to name it.
     ///

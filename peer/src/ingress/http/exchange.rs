@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use p2p_common::ErrorCode;
 use p2p_peer_core::{
     After, FramingError, FramingLimits, RequestFramer, RequestHead, ResponseFramer, Status, Then, after,
 };
@@ -29,23 +28,17 @@ pub(super) enum Failure {
     Client(TunnelError),
     /// The request is malformed.
     Request(FramingError),
-    /// The way to the service broke, or its owner refused.
+    /// The way to the service broke.
     Upstream(TunnelError),
     /// The response is malformed or cut short.
     Response(FramingError),
-    /// The owner did not accept in time.
-    TimedOut,
 }
 
 impl Failure {
-    /// What the client is told; `reached` says whether the service was.
-    pub(super) fn status(&self, reached: bool) -> Status {
+    /// What the client is told.
+    pub(super) fn status(&self) -> Status {
         match self {
             Failure::Request(error) => error.status(),
-            Failure::TimedOut => Status::GatewayTimeout,
-            Failure::Upstream(error) if !reached && error.code() == ErrorCode::OwnerOffline => {
-                Status::Unavailable
-            }
             Failure::Client(_) | Failure::Upstream(_) | Failure::Response(_) => Status::BadGateway,
         }
     }
@@ -58,7 +51,6 @@ impl fmt::Display for Failure {
             Failure::Request(error) => error.fmt(f),
             Failure::Upstream(error) => write!(f, "the way to the service broke: {error}"),
             Failure::Response(error) => write!(f, "the service's answer cannot be forwarded: {error}"),
-            Failure::TimedOut => f.write_str("the owner of the service did not answer in time"),
         }
     }
 }
@@ -103,7 +95,28 @@ impl Exchange {
         }
     }
 
-    /// Whether all of the request was taken.
+    /// How many of the client's bytes belong to the request: they may leave as soon as there is a way.
+    ///
+    /// # Errors
+    /// When the request is malformed.
+    pub(super) fn first(&mut self, bytes: &[u8]) -> Result<usize, FramingError> {
+        self.up.taken = self.request.advance(bytes)?.take;
+        self.up.shown = true;
+        Ok(self.up.taken)
+    }
+
+    /// So many of [`Exchange::first`] were sent.
+    pub(super) fn sent(&mut self, count: usize) {
+        self.up.taken -= count;
+        self.up.unflushed = true;
+    }
+
+    /// Whether [`Exchange::first`] is all of the request.
+    pub(super) fn request_taken(&self) -> bool {
+        self.request.is_done()
+    }
+
+    /// Whether all of the request was sent.
     pub(super) fn request_done(&self) -> bool {
         self.request.is_done() && self.up.taken == 0
     }

@@ -83,7 +83,7 @@ async fn forwards_follow_each_other_through_any_pipe() {
                 send(&mut ingress, &question, turn == 1).await;
                 poll_fn(|cx| ingress.poll_finish(cx)).await.unwrap();
                 assert_eq!(recv_all(&mut ingress).await.unwrap(), answer);
-                assert!(ingress.is_accepted());
+                assert!(ingress.is_received());
                 ingress.settle(0).await.unwrap();
                 assert!(ingress.is_between_forwards());
             };

@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
 use super::remote::Remote;
+use crate::forward::ending;
 use crate::tunnel::{DirectTunnel, LinkCounters, Tunnel};
 
 /// What may still come of a forward that we ended before its tunnel is not worth waiting for.
@@ -56,6 +57,16 @@ impl Lease {
     /// The tunnel.
     pub(crate) fn tunnel(&mut self) -> &mut Tunnel<ClientTlsStream<TcpStream>> {
         &mut self.direct.as_mut().expect("only giving back takes it").tunnel
+    }
+
+    /// The round trip of its hellos.
+    pub(crate) fn rtt(&self) -> Duration {
+        self.direct.as_ref().expect("only giving back takes it").rtt
+    }
+
+    /// Closes the tunnel with a reset: what was not delivered yet never will be.
+    pub(crate) fn abort(mut self) {
+        ending::abort(self.tunnel().get_ref().get_ref().0);
     }
 
     /// Puts the tunnel back for the next forward; only when it is between two.
