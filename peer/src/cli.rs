@@ -12,10 +12,11 @@ use p2p_common::NodeId;
 use p2p_runtime::config;
 use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::launch::launch;
+use p2p_runtime::mesh_key::MeshKey;
 use p2p_runtime::shutdown::Shutdown;
 use slog::Logger;
 
-use crate::config::{ENVIRONMENT_PREFIX, PeerConfig, RawConfig};
+use crate::config::{PeerConfig, RawConfig, VARIABLES};
 
 /// The agent beside a workload: registers its services, learns of all others and carries requests to them by
 /// name, over the best encrypted path.
@@ -32,6 +33,11 @@ Examples:
   curl -H 'Host: web.example' http://127.0.0.1:6443/                through any other Peer
   p2p-peer tables --data /var/lib/p1                                what it knows
   p2p-peer why --data /var/lib/p1 C<uuid>                           why a link is as it is
+
+Without any Server, with one key on every host and the address of one Peer on the others:
+  export PEER_MESH_KEY=$(p2p-peer mesh-key)
+  p2p-peer run --data /var/lib/a --service web.example=127.0.0.1:8080
+  p2p-peer run --data /var/lib/b --remote-peer HOST-OF-A:6443
 
 Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, 3 an operator must act, 4 not available now.";
 
@@ -51,6 +57,8 @@ enum Verb {
     Links(ClientArgs),
     /// Say why the link to one node is as it is
     Why(WhyArgs),
+    /// Print a new mesh key, by which Peers without Servers know each other; give it to each as PEER_MESH_KEY
+    MeshKey(MeshKeyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +68,13 @@ struct RunArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     flags: RawConfig,
+}
+
+#[derive(Debug, Args)]
+struct MeshKeyArgs {
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
 }
 
 /// Which Peer to ask, and how to print.
@@ -88,6 +103,7 @@ where
 {
     let done = match Cli::parse().verb {
         Verb::Run(args) => run(*args, serve),
+        Verb::MeshKey(args) => mesh_key(&args),
         verb => ask(verb),
     };
     match done {
@@ -100,12 +116,22 @@ fn run<F>(args: RunArgs, serve: F) -> Result<(), Exit>
 where
     F: AsyncFnOnce(PeerConfig, Logger, Shutdown) -> Result<(), Exit>,
 {
-    let loaded =
-        config::load(args.config.as_deref(), ENVIRONMENT_PREFIX, &config::environment(), &args.flags)
-            .map_err(|e| Exit::usage(chain(&e)))?;
+    let loaded = config::load(args.config.as_deref(), &VARIABLES, &config::environment(), &args.flags)
+        .map_err(|e| Exit::usage(chain(&e)))?;
     let config = loaded.raw.validate().map_err(|e| Exit::usage(chain(&e)))?;
     let log = (config.log_level, config.log_format);
     launch(log, loaded.ignored, async |log, shutdown| serve(config, log, shutdown).await)
+}
+
+/// Nothing but the key, so that `$(p2p-peer mesh-key)` is it.
+fn mesh_key(args: &MeshKeyArgs) -> Result<(), Exit> {
+    let key = MeshKey::generate().map_err(|e| Exit::failed(chain(&e)))?;
+    let text = key.to_text();
+    if args.json {
+        show::print_json(&serde_json::json!({ "mesh_key": *text }))
+    } else {
+        show::print(&format!("{}\n", *text))
+    }
 }
 
 fn ask(verb: Verb) -> Result<(), Exit> {
@@ -115,7 +141,7 @@ fn ask(verb: Verb) -> Result<(), Exit> {
         .map_err(|e| Exit::failed(format!("cannot start: {e}")))?;
     runtime.block_on(async {
         match verb {
-            Verb::Run(_) => Err(Exit::failed("run is no look-up")),
+            Verb::Run(_) | Verb::MeshKey(_) => Err(Exit::failed("this is no look-up")),
             Verb::Status(args) => show::status(&args).await,
             Verb::Peers(args) => show::peers(&args).await,
             Verb::Services(args) => show::services(&args).await,
@@ -142,6 +168,10 @@ mod tests {
             "p2p-peer run --data d --servers 127.0.0.1:7402 --token T --listen 127.0.0.1:6451 --metrics 127.0.0.1:9051 --service web.example=127.0.0.1:8080",
             "p2p-peer run --data d --servers h:1,h:2 --service a=h:1 --service b=h:2 --name p --zone z --advertise h:6443",
             "p2p-peer run --config peer.toml",
+            "p2p-peer run --data d --remote-peer a:6443,b:6443 --transit --mesh-key-file key --service a.example:80",
+            "p2p-peer run --data d --telemetry-path /m --reconnect-interval-seconds 5 --max-reconnect 0 --heartbeat-interval-seconds 3 --connection-timeout-seconds 30",
+            "p2p-peer mesh-key",
+            "p2p-peer mesh-key --json",
             "p2p-peer tables --data d",
             "p2p-peer links --data d --json",
             "p2p-peer why --data d C6ba7b810-9dad-11d1-80b4-00c04fd430c8",

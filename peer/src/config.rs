@@ -1,24 +1,55 @@
 //! What a Peer is told: the raw layers (flag over environment over file over default, SPEC O3) and the checked
 //! [`PeerConfig`] made of them.
 //!
-//! Environment variables are `P2P_PEER_` and the key in upper case; the file is TOML with the same keys.
+//! Environment variables are `P2P_PEER_` and the key in upper case; those of the seed's own project (`REMOTE_PEER_ADDR`
+//! and others, see [`VARIABLES`]) are read too and count less. The file is TOML with the same keys.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use p2p_common::addr::{HostPort, NetInfo};
 use p2p_common::service::{LocalService, Visibility};
 use p2p_common::{NodeId, NodeKind};
-use p2p_peer_core::{Mesh, OnServersLost, OwnServices, PEER_PORT, PrintTables};
+use p2p_peer_core::{Heartbeat, Mesh, OnServersLost, OwnServices, PEER_PORT, PrintTables};
+use p2p_runtime::config::VariableNames;
 use p2p_runtime::identity::Token;
 use p2p_runtime::logger::{LogFormat, parse_level};
-use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, socket};
+use p2p_runtime::mesh_key::MeshKey;
+use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, secret, socket};
 use serde::{Deserialize, Serialize};
 
 use crate::ingress::SourceRanges;
 
-/// What the prefix of the environment variables is.
-pub const ENVIRONMENT_PREFIX: &str = "P2P_PEER_";
+/// The environment variables that are read. Those without the prefix are what a deployment of the seed's own project
+/// has set already.
+pub const VARIABLES: VariableNames = VariableNames {
+    prefix: "P2P_PEER_",
+    others: &[
+        ("REMOTE_PEER_ADDR", "remote_peers"),
+        ("SERVICE_ADDR", "services"),
+        ("PEER_NAME", "name"),
+        ("PEER_ID", "id"),
+        ("PEER_MESH_KEY", "mesh_key"),
+        ("PEER_BIND_ADDR", "listen"),
+        ("PEER_LISTEN_ADDRESS", "metrics"),
+        ("PEER_TELEMETRY_PATH", "telemetry_path"),
+        ("PEER_RECONNECT_INTERVAL_SECONDS", "reconnect_interval_seconds"),
+        ("PEER_MAX_RECONNECT", "max_reconnect"),
+        ("PEER_HEARTBEAT_INTERVAL_SECONDS", "heartbeat_interval_seconds"),
+        ("PEER_CONNECTION_TIMEOUT_SECONDS", "connection_timeout_seconds"),
+        ("LOG_LEVEL", "log_level"),
+        ("LOG_FORMAT", "log_format"),
+    ],
+};
+
+/// More addresses than this are another kind of configuration: a list of what is there, which Servers keep.
+const REMOTE_PEERS_MAX: usize = 64;
+/// Longer waits or silences are a mistake of units.
+const SECONDS_MAX: u64 = 3_600;
+/// Servers, and Peers with other settings, call 30 s of silence offline: three heartbeats must fit.
+const HEARTBEAT_SECONDS_MAX: u64 = 10;
 
 /// One layer of settings; every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
@@ -38,6 +69,26 @@ pub struct RawConfig {
     #[arg(long, value_name = "ID")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+
+    /// Peers to link with, without any Server or beside them; each may be a load balancer in front of one
+    #[arg(long = "remote-peer", value_name = "HOST:PORT,...", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub remote_peers: Vec<String>,
+
+    /// Show linked Peers each other's services, and carry requests between them [default: no]
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transit: Option<bool>,
+
+    /// Key of a mesh without Servers, as `p2p-peer mesh-key` prints it; better in the environment (PEER_MESH_KEY)
+    #[arg(long, value_name = "KEY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh_key: Option<String>,
+
+    /// File with the mesh key
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh_key_file: Option<PathBuf>,
 
     /// Room or region of this Peer; own zone first where several Peers have a service [default: none]
     #[arg(long, value_name = "ZONE")]
@@ -79,6 +130,11 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
 
+    /// Path of the metrics there [default: /metrics]
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub telemetry_path: Option<String>,
+
     /// Sources whose clients are served, addresses or ranges; repeatable [default: this host]
     #[arg(long, value_name = "RANGE")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -94,6 +150,26 @@ pub struct RawConfig {
     #[arg(long, value_name = "WHAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_servers_lost: Option<String>,
+
+    /// Seconds between two attempts at a remote peer [default: 5]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reconnect_interval_seconds: Option<u64>,
+
+    /// Attempts in a row at a remote peer before it is given up; 0 is for ever [default: 0]
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_reconnect: Option<u32>,
+
+    /// Seconds without data after which a connection to a Server or a linked Peer gets a heartbeat [default: 3]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_interval_seconds: Option<u64>,
+
+    /// Seconds of silence after which a Server or a linked Peer counts as offline [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection_timeout_seconds: Option<u64>,
 
     /// Log the tables at each change: full, change (changed rows), off [default: full]
     #[arg(long, value_name = "WHAT")]
@@ -126,12 +202,20 @@ pub struct PeerConfig {
     pub servers: Vec<HostPort>,
     /// The token to enrol with; not needed once enrolled.
     pub token: Option<Token>,
+    /// Where Peers are dialled for mesh links.
+    pub remote_peers: Vec<HostPort>,
+    /// Whether linked Peers reach each other through this one.
+    pub transit: bool,
+    /// By what Peers without Servers know each other.
+    pub mesh_key: Option<MeshKey>,
     /// Where other Peers and clients are served.
     pub listen: SocketAddr,
     /// Addresses others are told, ahead of those of the interfaces.
     pub advertise: Vec<HostPort>,
     /// Where health and metrics are served.
     pub metrics: SocketAddr,
+    /// Under which path the metrics are.
+    pub telemetry_path: String,
     /// The services of this Peer.
     pub services: OwnServices,
     /// Whose clients are served.
@@ -140,6 +224,12 @@ pub struct PeerConfig {
     pub mesh: Mesh,
     /// What happens without Servers.
     pub on_servers_lost: OnServersLost,
+    /// When connections without data speak, and when they count as lost.
+    pub heartbeat: Heartbeat,
+    /// The wait between two attempts at a remote peer.
+    pub reconnect_interval: Duration,
+    /// After so many in a row it is given up; `None` is never.
+    pub max_reconnect: Option<u32>,
     /// What a change of the tables logs.
     pub print_tables: PrintTables,
     /// From which level on records are logged.
@@ -158,10 +248,33 @@ impl RawConfig {
             bad("data", "no data directory is given: add --data DIR, for example --data /var/lib/p2p-peer")
         })?;
         let token = join_token(NodeKind::Peer, self.token.as_deref(), self.token_file.as_deref())?;
+        let mesh_key =
+            secret(("mesh_key", "mesh_key_file"), self.mesh_key.as_deref(), self.mesh_key_file.as_deref())?;
         name("name", self.name.as_deref())?;
         name("zone", self.zone.as_deref())?;
         if self.advertise.len() > NetInfo::CANDIDATES_MAX {
             return Err(bad("advertise", format!("at most {} addresses", NetInfo::CANDIDATES_MAX)));
+        }
+        let remote_peers = host_ports("remote_peers", &self.remote_peers)?;
+        if remote_peers.len() > REMOTE_PEERS_MAX {
+            let reason =
+                format!("at most {REMOTE_PEERS_MAX} addresses; Servers introduce any number of Peers");
+            return Err(bad("remote_peers", reason));
+        }
+        // The seed's figures.
+        let every = seconds(
+            "heartbeat_interval_seconds",
+            self.heartbeat_interval_seconds,
+            3,
+            1..=HEARTBEAT_SECONDS_MAX,
+        )?;
+        let silence =
+            seconds("connection_timeout_seconds", self.connection_timeout_seconds, 30, 2..=SECONDS_MAX)?;
+        // One lost heartbeat is no lost Peer.
+        if silence < every * 2 {
+            let reason =
+                format!("{} s is less than two heartbeats of {} s", silence.as_secs(), every.as_secs());
+            return Err(bad("connection_timeout_seconds", reason));
         }
         Ok(PeerConfig {
             data,
@@ -170,11 +283,16 @@ impl RawConfig {
             zone: self.zone.unwrap_or_default(),
             servers: host_ports("servers", &self.servers)?,
             token,
+            remote_peers,
+            // Who carries for others is their operator's decision.
+            transit: self.transit.unwrap_or(false),
+            mesh_key,
             // Other Peers must reach it; what clients may do is a matter of clients_allow.
             listen: socket("listen", self.listen.as_deref(), (Ipv4Addr::UNSPECIFIED, PEER_PORT))?,
             advertise: host_ports("advertise", &self.advertise)?,
             // Health and metrics say much and ask for no credentials: loopback only.
             metrics: socket("metrics", self.metrics.as_deref(), (Ipv4Addr::LOCALHOST, 9090))?,
+            telemetry_path: telemetry_path(self.telemetry_path.as_deref())?,
             services: own_services(&self.services)?,
             // Who is on this host could reach what it reaches anyway.
             clients_allow: match &self.clients_allow[..] {
@@ -199,6 +317,15 @@ impl RawConfig {
                     return Err(bad("on_servers_lost", format!("'{other}' is neither stop nor keep-direct")));
                 }
             },
+            heartbeat: Heartbeat { every, silence },
+            reconnect_interval: seconds(
+                "reconnect_interval_seconds",
+                self.reconnect_interval_seconds,
+                5,
+                1..=SECONDS_MAX,
+            )?,
+            // A Peer that is away for a day shall be linked when it is back.
+            max_reconnect: self.max_reconnect.filter(|max| *max > 0),
             print_tables: match self.print_tables.as_deref().unwrap_or("full") {
                 // A table of a few rows says more than its change.
                 "full" => PrintTables::Full,
@@ -218,6 +345,35 @@ impl RawConfig {
                 .parse()
                 .map_err(|e: String| bad("log_format", e))?,
         })
+    }
+}
+
+fn seconds(
+    setting: &'static str,
+    given: Option<u64>,
+    default: u64,
+    range: RangeInclusive<u64>,
+) -> Result<Duration, BadSetting> {
+    let seconds = given.unwrap_or(default);
+    if !range.contains(&seconds) {
+        let reason = format!("{seconds} is not from {} to {} seconds", range.start(), range.end());
+        return Err(bad(setting, reason));
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// Where Prometheus looks by itself, unless it is told otherwise.
+fn telemetry_path(text: Option<&str>) -> Result<String, BadSetting> {
+    let path = text.unwrap_or("/metrics");
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'_' | b'.');
+    let fits = path.starts_with('/') && (2..=128).contains(&path.len()) && path.bytes().all(plain);
+    match path {
+        "/healthz" | "/readyz" => Err(bad("telemetry_path", format!("{path} is taken by another page"))),
+        path if fits => Ok(path.to_owned()),
+        path => {
+            let text: String = path.chars().take(64).collect();
+            Err(bad("telemetry_path", format!("'{text}' is no path: expected one like /metrics")))
+        }
     }
 }
 
@@ -246,6 +402,43 @@ mod tests {
     }
 
     #[test]
+    fn variables_of_the_seeds_own_project_are_read() {
+        let key = MeshKey::generate().unwrap().to_text().to_string();
+        let variables: Vec<(String, String)> = [
+            ("REMOTE_PEER_ADDR", "a.example:6443, [2001:db8::1]:6443"),
+            ("PEER_NAME", "a"),
+            ("PEER_ID", "C6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
+            ("PEER_MESH_KEY", &key),
+            ("PEER_BIND_ADDR", ":6443"),
+            ("PEER_LISTEN_ADDRESS", ":9090"),
+            ("PEER_TELEMETRY_PATH", "/telemetry"),
+            ("PEER_RECONNECT_INTERVAL_SECONDS", "7"),
+            ("PEER_MAX_RECONNECT", "9"),
+            ("PEER_HEARTBEAT_INTERVAL_SECONDS", "2"),
+            ("PEER_CONNECTION_TIMEOUT_SECONDS", "20"),
+            ("LOG_LEVEL", "debug"),
+            ("LOG_FORMAT", "json"),
+            ("P2P_PEER_NAME", "b"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        let loaded = p2p_runtime::config::load(None, &VARIABLES, &variables, &minimal()).unwrap();
+        assert_eq!(loaded.ignored, []);
+        let config = loaded.raw.validate().unwrap();
+        assert_eq!(config.remote_peers.len(), 2);
+        assert_eq!((config.name.as_deref(), config.id.is_some()), (Some("b"), true));
+        assert_eq!(&*config.mesh_key.unwrap().to_text(), &key);
+        assert_eq!(config.listen.to_string(), "0.0.0.0:6443");
+        assert_eq!(
+            (config.metrics.to_string(), &*config.telemetry_path),
+            ("0.0.0.0:9090".into(), "/telemetry")
+        );
+        assert_eq!((config.reconnect_interval.as_secs(), config.max_reconnect), (7, Some(9)));
+        assert_eq!((config.heartbeat.every.as_secs(), config.heartbeat.silence.as_secs()), (2, 20));
+        assert_eq!((config.log_level, config.log_format), (slog::Level::Debug, LogFormat::Json));
+    }
+
+    #[test]
     fn each_wrong_setting_is_named() {
         for (raw, setting) in [
             (RawConfig::default(), "data"),
@@ -256,6 +449,16 @@ mod tests {
             (RawConfig { token: Some("x".into()), ..minimal() }, "token"),
             (RawConfig { zone: Some("a\nb".into()), ..minimal() }, "zone"),
             (RawConfig { services: vec!["web".into()], ..minimal() }, "service"),
+            (RawConfig { remote_peers: vec!["a".into()], ..minimal() }, "remote_peers"),
+            (RawConfig { remote_peers: vec!["a:1".into(); 65], ..minimal() }, "remote_peers"),
+            (RawConfig { mesh_key: Some("x".into()), ..minimal() }, "mesh_key"),
+            (RawConfig { mesh_key_file: Some("/nonexistent".into()), ..minimal() }, "mesh_key_file"),
+            (RawConfig { telemetry_path: Some("metrics".into()), ..minimal() }, "telemetry_path"),
+            (RawConfig { telemetry_path: Some("/readyz".into()), ..minimal() }, "telemetry_path"),
+            (RawConfig { telemetry_path: Some("/{x}".into()), ..minimal() }, "telemetry_path"),
+            (RawConfig { reconnect_interval_seconds: Some(0), ..minimal() }, "reconnect_interval_seconds"),
+            (RawConfig { heartbeat_interval_seconds: Some(11), ..minimal() }, "heartbeat_interval_seconds"),
+            (RawConfig { connection_timeout_seconds: Some(5), ..minimal() }, "connection_timeout_seconds"),
             (RawConfig { services: vec!["a=h:1".into(), "A=h:2".into()], ..minimal() }, "service"),
             (RawConfig { clients_allow: vec!["lan".into()], ..minimal() }, "clients_allow"),
             (RawConfig { mesh: Some("star".into()), ..minimal() }, "mesh"),

@@ -1,5 +1,13 @@
-//! Becoming a member of a cluster: the first start of a Peer trades its join token for a certificate (SPEC I3).
+//! By what others know this Peer: a certificate of the Servers' cluster, or one of the mesh key.
 //!
+//! | Servers or a token given | enrolled before | mesh key given | it is known by |
+//! |---|---|---|---|
+//! | yes | - | - | the cluster's certificate, enrolling first if need be; the mesh key is not used |
+//! | no | - | yes | the mesh key |
+//! | no | yes | no | the cluster's certificate |
+//! | no | no | no | an error with the command to type |
+//!
+//! Becoming a member of a cluster: the first start of a Peer trades its join token for a certificate (SPEC I3).
 //! Any Server of the cluster will do; the CA is recognised by the fingerprint in the token before anything is
 //! said. While the cluster has no quorum nothing is consumed and the Peer tries again; what an operator must
 //! settle ends the start with the command to type. Later starts find the certificate and need no token.
@@ -17,6 +25,7 @@ use p2p_runtime::grpc::{ChannelParams, connect};
 use p2p_runtime::identity::{
     CaFingerprint, DataDir, DataDirError, DataDirView, Enrolment, FileMode, NodeIdentity, Token, TrustBundle,
 };
+use p2p_runtime::mesh_key::MeshKey;
 use p2p_runtime::tls::Connector;
 use slog::{Logger, info, warn};
 use tokio_util::sync::CancellationToken;
@@ -37,11 +46,65 @@ enum Refused {
     ForGood(Exit),
 }
 
+/// What this Peer was given to be known by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Means<'a> {
+    /// The token to enrol with.
+    pub(crate) token: Option<&'a Token>,
+    /// Servers to enrol at.
+    pub(crate) servers: &'a [HostPort],
+    /// The key of a mesh without Servers.
+    pub(crate) mesh_key: Option<&'a MeshKey>,
+}
+
+/// What this Peer shows and trusts, and the epoch it begins in.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    /// The certificate and the CA.
+    pub(crate) enrolment: Enrolment,
+    /// As the Servers told it last; a mesh without Servers has no other than the first.
+    pub(crate) epoch: Epoch,
+}
+
+/// By what `identity` is known; enrols it first if need be. None when it was told to stop before it was enrolled.
+///
+/// # Errors
+/// When it was given nothing to be known by, or the cluster refuses it for good.
+pub(crate) async fn membership(
+    identity: &mut NodeIdentity,
+    data: &DataDir,
+    means: &Means<'_>,
+    stop: &CancellationToken,
+    log: &Logger,
+) -> Result<Option<Membership>, Exit> {
+    let has_servers = means.token.is_some() || !means.servers.is_empty();
+    if let Some(key) = means.mesh_key {
+        if has_servers {
+            warn!(log, "mesh key is not used: this peer is known by the certificate of its servers' cluster");
+        } else {
+            let enrolment = key.enrol(identity).map_err(|e| Exit::failed(chain(&e)))?;
+            return Ok(Some(Membership { enrolment, epoch: Epoch(0) }));
+        }
+    } else if !has_servers && identity.enrolment().is_none() {
+        return Err(Exit::usage(
+            "nobody knows this Peer yet. Without Servers: `p2p-peer mesh-key` prints a key, give the same one to \
+             each Peer as PEER_MESH_KEY or --mesh-key-file. With Servers: add --servers HOST:PORT and --token T; \
+             `p2p-server token create --role peer` on any Server prints one",
+        ));
+    }
+    if !ensure(identity, data, means.token, means.servers, stop, log).await? {
+        return Ok(None);
+    }
+    let enrolment = identity.enrolment().expect("it was enrolled just now").clone();
+    let epoch = load_epoch(data.view()).map_err(|e| Exit::failed(chain(&e)))?;
+    Ok(Some(Membership { enrolment, epoch }))
+}
+
 /// Enrols `identity` unless it is; `false` when it was told to stop first.
 ///
 /// # Errors
 /// When there is no token or no Server to ask, or the cluster refuses for good.
-pub(crate) async fn ensure(
+async fn ensure(
     identity: &mut NodeIdentity,
     data: &DataDir,
     token: Option<&Token>,
@@ -183,7 +246,7 @@ pub(crate) fn store_epoch(data: &DataDir, epoch: Epoch) -> Result<(), DataDirErr
 
 /// The epoch this Peer followed its cluster to; without a readable one the lowest, which every Server leads on
 /// from.
-pub(crate) fn load_epoch(data: &DataDirView) -> Result<Epoch, DataDirError> {
+fn load_epoch(data: &DataDirView) -> Result<Epoch, DataDirError> {
     let text = data.read(EPOCH_FILE)?.unwrap_or_default();
     Ok(Epoch(std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)))
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::{Incarnation, NodeId, NodeKind};
-use p2p_peer_core::{Agent, AgentConfig, Heartbeat, Identity, Moment, NetSources};
+use p2p_peer_core::{Agent, AgentConfig, Identity, Moment, NetSources};
 use p2p_runtime::admin::{self, Readiness};
 use p2p_runtime::clock::{Clock, unix_now};
 use p2p_runtime::exit::{Exit, chain};
@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::agent_task::{AgentTask, MAILBOX, interface_addrs};
 use crate::config::PeerConfig;
-use crate::enrol;
+use crate::enrol::{self, Means, Membership};
 use crate::forward::owner::Owner;
 use crate::forward::splice::Buffers;
 use crate::forward::{Forwarder, Forwards, Recents};
@@ -77,12 +77,14 @@ impl Peer {
             ingress: tcp::listen(config.listen, "--listen").map_err(|e| failed(&e))?,
             metrics: tcp::listen(config.metrics, "--metrics").map_err(|e| failed(&e))?,
         };
-        let token = config.token.as_ref();
-        let enrolled = enrol::ensure(&mut identity, &data, token, &config.servers, &stop, &log);
-        if !Box::pin(enrolled).await? {
-            return Ok(None);
-        }
-        Peer::compose(config, identity, data, ports, clock, stop, log).map(Some)
+        let means = Means {
+            token: config.token.as_ref(),
+            servers: &config.servers,
+            mesh_key: config.mesh_key.as_ref(),
+        };
+        let membership = enrol::membership(&mut identity, &data, &means, &stop, &log);
+        let Some(membership) = Box::pin(membership).await? else { return Ok(None) };
+        Peer::compose(config, (identity, membership), data, ports, clock, stop, log).map(Some)
     }
 
     /// The Id.
@@ -99,7 +101,7 @@ impl Peer {
 
     fn compose(
         config: PeerConfig,
-        identity: NodeIdentity,
+        (identity, Membership { enrolment, epoch }): (NodeIdentity, Membership),
         data: DataDir,
         ports: Ports,
         clock: Clock,
@@ -107,11 +109,9 @@ impl Peer {
         log: Logger,
     ) -> Result<Peer, Exit> {
         let failed = |e: &(dyn std::error::Error + 'static)| Exit::failed(chain(e));
-        let enrolment = identity.enrolment().expect("it was enrolled just now");
-        let credentials = Credentials::new(&identity, enrolment).map_err(|e| failed(&e))?;
+        let credentials = Credentials::new(&identity, &enrolment).map_err(|e| failed(&e))?;
         let (id, cluster_id) = (identity.id(), enrolment.cluster_id);
         let incarnation = Incarnation::new(Uuid::now_v7());
-        let epoch = enrol::load_epoch(data.view()).map_err(|e| failed(&e))?;
         let listen = ports.ingress.local_addr().map_err(|e| failed(&e))?;
         let limits = limits(&log);
 
@@ -130,7 +130,7 @@ impl Peer {
                 },
                 mesh: config.mesh,
                 on_servers_lost: config.on_servers_lost,
-                heartbeat: Heartbeat::default(),
+                heartbeat: config.heartbeat,
                 print_tables: config.print_tables,
                 seed: rand::random(),
             },
@@ -173,7 +173,7 @@ impl Peer {
         let (mailbox, inputs) = mpsc::channel(MAILBOX);
         let starting = Readiness::NotReady(vec![agent.state().to_string()]);
         let (ready, is_ready) = watch::channel(starting);
-        let router = admin::router(Arc::new(metrics.registry()), is_ready);
+        let router = admin::router(&config.telemetry_path, Arc::new(metrics.registry()), is_ready);
         let api = LocalApi {
             id: id.to_string(),
             name: identity.name().to_owned(),

@@ -20,7 +20,7 @@ use slog::Logger;
 
 pub(crate) use client::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
 
-use crate::config::{ENVIRONMENT_PREFIX, RawConfig, ServerConfig};
+use crate::config::{RawConfig, ServerConfig, VARIABLES};
 
 /// A node of the server cluster: three or more elect a Master, introduce Peers to each other and help them
 /// through NATs.
@@ -130,9 +130,8 @@ fn run<F>(args: RunArgs, serve: F) -> Result<(), Exit>
 where
     F: AsyncFnOnce(ServerConfig, Logger, Shutdown) -> Result<(), Exit>,
 {
-    let loaded =
-        config::load(args.config.as_deref(), ENVIRONMENT_PREFIX, &config::environment(), &args.flags)
-            .map_err(|e| Exit::usage(chain(&e)))?;
+    let loaded = config::load(args.config.as_deref(), &VARIABLES, &config::environment(), &args.flags)
+        .map_err(|e| Exit::usage(chain(&e)))?;
     let config = loaded.raw.validate().map_err(|e| Exit::usage(chain(&e)))?;
     let log = (config.log_level, config.log_format);
     launch(log, loaded.ignored, async |log, shutdown| serve(config, log, shutdown).await)

@@ -9,13 +9,14 @@ use std::path::PathBuf;
 use p2p_common::addr::HostPort;
 use p2p_common::member::Member;
 use p2p_common::{NodeId, NodeKind};
+use p2p_runtime::config::VariableNames;
 use p2p_runtime::identity::Token;
 use p2p_runtime::logger::{LogFormat, parse_level};
 use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, socket};
 use serde::{Deserialize, Serialize};
 
-/// What the prefix of the environment variables is.
-pub const ENVIRONMENT_PREFIX: &str = "P2P_SERVER_";
+/// The environment variables that are read.
+pub const VARIABLES: VariableNames = VariableNames { prefix: "P2P_SERVER_", others: &[] };
 
 /// One layer of settings; every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]

@@ -188,7 +188,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     tasks.spawn(async move { drop(api.await) });
     tasks.spawn(admin::serve(
         ports.ops,
-        admin::router(Arc::new(registry), ready),
+        admin::router(admin::METRICS_PATH, Arc::new(registry), ready),
         stop.clone(),
         log.new(o!("room" => "ops")),
     ));

@@ -66,6 +66,6 @@ fn variables_of_deployments_set_something() {
     let deploy: Vec<_> = tree.into_iter().filter(|file| file.path.starts_with("deploy/")).collect();
     use p2p_peer::config as peer;
     use p2p_server::config as server;
-    expect_none(check_variables::<server::RawConfig>(&deploy, server::ENVIRONMENT_PREFIX));
-    expect_none(check_variables::<peer::RawConfig>(&deploy, peer::ENVIRONMENT_PREFIX));
+    expect_none(check_variables::<server::RawConfig>(&deploy, server::VARIABLES.prefix));
+    expect_none(check_variables::<peer::RawConfig>(&deploy, peer::VARIABLES.prefix));
 }

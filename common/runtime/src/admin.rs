@@ -25,6 +25,9 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Where Prometheus looks unless it is told otherwise.
+pub const METRICS_PATH: &str = "/metrics";
+
 /// Connections at a time: scrapers, probes and some people. A further one takes the place of the oldest, so that
 /// silent clients keep nobody from asking.
 const CONNECTIONS_MAX: usize = 64;
@@ -52,12 +55,12 @@ struct Pages {
 }
 
 /// The three pages. `/healthz` says that the process answers, `/readyz` what `ready` says (503 with the
-/// reasons), `/metrics` the registry in the OpenMetrics text form.
-pub fn router(registry: Arc<Registry>, ready: watch::Receiver<Readiness>) -> Router {
+/// reasons), `metrics_path` (mostly [`METRICS_PATH`]) the registry in the OpenMetrics text form.
+pub fn router(metrics_path: &str, registry: Arc<Registry>, ready: watch::Receiver<Readiness>) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
+        .route(metrics_path, get(metrics))
         .with_state(Pages { registry, ready })
 }
 

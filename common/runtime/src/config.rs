@@ -6,7 +6,7 @@
 //! and checks are the binary's: it makes its immutable configuration of the raw one.
 //!
 //! Environment variables are the prefix and the key in upper case, `__` between the levels:
-//! `P2P_SERVER_RAFT__TICK_MS=50`. A value is read as the key's type asks: text, a TOML value, or a list
+//! `P2P_SERVER_RAFT__TICK_MS=50`; a binary may read some keys from variables of other names too, which count less. A value is read as the key's type asks: text, a TOML value, or a list
 //! separated by commas. An empty one counts as not given. Variables with the prefix and an unknown key are
 //! ignored and listed: orchestrators add such for services of that name.
 
@@ -58,6 +58,15 @@ pub enum ConfigError {
     },
 }
 
+/// Which variables are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VariableNames {
+    /// What stands before the key, `P2P_SERVER_`.
+    pub prefix: &'static str,
+    /// Variables of other names and the keys they set; one with the prefix goes over them.
+    pub others: &'static [(&'static str, &'static str)],
+}
+
 /// What was loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded<T> {
@@ -83,13 +92,13 @@ pub fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Lays `flags` over the variables of `environment` that start with `prefix` (`P2P_SERVER_`) over `file`.
+/// Lays `flags` over the variables of `environment` that `names` tells of over `file`.
 ///
 /// # Errors
 /// When the file cannot be read, or a layer has an unknown key or a value of the wrong type.
 pub fn load<T>(
     file: Option<&Path>,
-    prefix: &str,
+    names: &VariableNames,
     environment: &[(String, String)],
     flags: &T,
 ) -> Result<Loaded<T>, ConfigError>
@@ -101,6 +110,20 @@ where
         Some(path) => read_file::<T>(path)?,
         None => Table::new(),
     };
+    for (name, key) in names.others {
+        let value = environment.iter().find(|(other, value)| other == name && !value.is_empty());
+        let Some((_, value)) = value else { continue };
+        match read_variable::<T>(key, value) {
+            Ok(layer) => overlay(&mut table, layer),
+            Err(BadVariable::Value(message)) => {
+                return Err(ConfigError::Environment { name: (*name).to_owned(), message });
+            }
+            Err(BadVariable::Unknown { .. }) => {
+                return Err(together(format!("{name} sets {key}, which is no key")));
+            }
+        }
+    }
+    let prefix = names.prefix;
     let mut ignored = Vec::new();
     for (name, value) in environment {
         let Some(key) = name.strip_prefix(prefix).filter(|key| !key.is_empty() && !value.is_empty()) else {
@@ -260,8 +283,13 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
+    const NAMES: VariableNames = VariableNames {
+        prefix: "P2P_SERVER_",
+        others: &[("SERVER_ZONE", "zone"), ("SERVER_TICK", "raft__tick_ms"), ("SERVER_ADDRS", "servers")],
+    };
+
     fn try_load(text: &str, environment: &[(&str, &str)], flags: &Raw) -> Result<Loaded<Raw>, ConfigError> {
-        load(Some(file(text).path()), "P2P_SERVER_", &variables(environment), flags)
+        load(Some(file(text).path()), &NAMES, &variables(environment), flags)
     }
 
     #[test]
@@ -289,8 +317,23 @@ mod tests {
     }
 
     #[test]
+    fn variables_of_other_names_go_over_the_file_and_below_those_with_the_prefix() {
+        let environment = [("P2P_SERVER_ZONE", "prefixed"), ("SERVER_ZONE", "other"), ("SERVER_TICK", "7")];
+        let raw =
+            try_load("zone = 'file'\n[raft]\ntick_ms = 1\n", &environment, &Raw::default()).unwrap().raw;
+        assert_eq!((raw.zone.as_deref(), raw.raft.tick_ms), (Some("prefixed"), Some(7)));
+        let environment = [("SERVER_ZONE", "other"), ("SERVER_TICK", ""), ("SERVER_ADDRS", "a:1,b:2")];
+        let flags = Raw { servers: Some(vec!["flag".into()]), ..Raw::default() };
+        let raw = try_load("zone = 'file'\n", &environment, &flags).unwrap().raw;
+        assert_eq!((raw.zone.as_deref(), raw.raft.tick_ms), (Some("other"), None));
+        assert_eq!(raw.servers, Some(vec!["flag".to_owned()]));
+        let refused = try_load("", &[("SERVER_TICK", "soon")], &Raw::default()).unwrap_err();
+        assert!(refused.to_string().starts_with("environment variable SERVER_TICK: "), "{refused}");
+    }
+
+    #[test]
     fn nothing_given_is_nothing_set() {
-        let loaded = load(None, "P2P_SERVER_", &[], &Raw::default()).unwrap();
+        let loaded = load(None, &NAMES, &[], &Raw::default()).unwrap();
         assert_eq!(loaded.raw, Raw::default());
         assert_eq!(try_load("", &[("P2P_SERVER_ZONE", "")], &Raw::default()).unwrap().raw, Raw::default());
     }
@@ -349,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_read_is_told() {
-        let missing = load(Some(Path::new("/nonexistent/p2p.toml")), "P2P_", &[], &Raw::default());
+        let missing = load(Some(Path::new("/nonexistent/p2p.toml")), &NAMES, &[], &Raw::default());
         assert!(missing.unwrap_err().to_string().contains("/nonexistent/p2p.toml"));
         let large = try_load(&"#".repeat(FILE_MAX_BYTES as usize + 1), &[], &Raw::default());
         assert!(matches!(large, Err(ConfigError::Read { .. })));

@@ -1,8 +1,10 @@
 //! Checks of settings that both binaries have: from the text a person wrote to a value, or the setting's name and
 //! what is wrong with it. The layers the texts come from are [`crate::config`]'s.
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::str::FromStr;
 
 use p2p_common::addr::HostPort;
 use p2p_common::command::TokenRole;
@@ -64,16 +66,7 @@ pub fn join_token(
     text: Option<&str>,
     file: Option<&Path>,
 ) -> Result<Option<Token>, BadSetting> {
-    let token: Token = match (text, file) {
-        (Some(_), Some(_)) => return Err(bad("token", "give either token or token_file, not both")),
-        (None, None) => return Ok(None),
-        (Some(text), None) => text.trim().parse().map_err(|e| bad("token", e))?,
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|e| bad("token_file", format!("cannot read {}: {e}", path.display())))?;
-            text.trim().parse().map_err(|e| bad("token_file", e))?
-        }
-    };
+    let Some(token) = secret::<Token>(("token", "token_file"), text, file)? else { return Ok(None) };
     let wanted = match kind {
         NodeKind::Server => TokenRole::Server,
         NodeKind::Peer => TokenRole::Peer,
@@ -88,10 +81,10 @@ pub fn join_token(
     Ok(Some(token))
 }
 
-/// Where to listen.
+/// Where to listen; `:PORT` is every interface.
 ///
 /// # Errors
-/// When the text is not IP:PORT.
+/// When the text is neither IP:PORT nor :PORT.
 pub fn socket(
     setting: &'static str,
     text: Option<&str>,
@@ -99,12 +92,41 @@ pub fn socket(
 ) -> Result<SocketAddr, BadSetting> {
     let default = SocketAddr::new(IpAddr::V4(default.0), default.1);
     let Some(text) = text else { return Ok(default) };
-    text.parse().map_err(|_| {
+    let every = text.strip_prefix(':').map(|port| format!("{}:{port}", Ipv4Addr::UNSPECIFIED));
+    every.as_deref().unwrap_or(text).parse().map_err(|_| {
         bad(
             setting,
-            format!("'{text}' is not an address to listen on: expected IP:PORT, for example {default}"),
+            format!(
+                "'{text}' is not an address to listen on: expected IP:PORT or :PORT, for example {default}"
+            ),
         )
     })
+}
+
+/// A secret given as text or in a file, which ends with its line; `settings` are the names of the two.
+///
+/// # Errors
+/// When both are given, the file cannot be read, or the text is not what it should be.
+pub fn secret<T>(
+    settings: (&'static str, &'static str),
+    text: Option<&str>,
+    file: Option<&Path>,
+) -> Result<Option<T>, BadSetting>
+where
+    T: FromStr<Err: Display>,
+{
+    match (text, file) {
+        (Some(_), Some(_)) => {
+            Err(bad(settings.0, format!("give either {} or {}, not both", settings.0, settings.1)))
+        }
+        (None, None) => Ok(None),
+        (Some(text), None) => text.trim().parse().map(Some).map_err(|e| bad(settings.0, e)),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| bad(settings.1, format!("cannot read {}: {e}", path.display())))?;
+            text.trim().parse().map(Some).map_err(|e| bad(settings.1, e))
+        }
+    }
 }
 
 /// Addresses of others; each text may hold several, separated by commas.
@@ -136,6 +158,9 @@ mod tests {
         assert!(name("zone", Some("a\nb")).is_err());
         assert!(name("zone", Some(&"x".repeat(129))).is_err());
         let refused = socket("ops", Some("localhost"), (Ipv4Addr::LOCALHOST, 7480)).unwrap_err();
+        let every = socket("ops", Some(":6443"), (Ipv4Addr::LOCALHOST, 7480)).unwrap();
+        assert_eq!(every.to_string(), "0.0.0.0:6443");
+        assert!(socket("ops", Some("::6443"), (Ipv4Addr::LOCALHOST, 7480)).is_err());
         assert!(refused.to_string().starts_with("ops: ") && refused.reason.contains("127.0.0.1:7480"));
         assert_eq!(host_ports("join", &["a:1, b:2".to_owned(), "c:3,".to_owned()]).unwrap().len(), 3);
         assert_eq!(host_ports("join", &["::1".to_owned()]).unwrap_err().setting, "join");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2p_runtime::admin::{Readiness, router, serve};
+use p2p_runtime::admin::{METRICS_PATH, Readiness, router, serve};
 use p2p_runtime::tcp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -31,7 +31,7 @@ fn open() -> Port {
     registry.register("forwards", "Forwards carried", counter);
     let (ready, readiness) = watch::channel(Readiness::NotReady(vec!["no server".into(), "no key".into()]));
     let stop = CancellationToken::new();
-    let pages = router(Arc::new(registry), readiness);
+    let pages = router(METRICS_PATH, Arc::new(registry), readiness);
     let done = tokio::spawn(serve(listener, pages, stop.clone(), Logger::root(Discard, o!())));
     Port { addr, ready, stop, done }
 }

@@ -80,7 +80,7 @@ fn refused(status: Status) -> Exit {
     }
 }
 
-fn print(text: &str) -> Result<(), Exit> {
+pub(super) fn print(text: &str) -> Result<(), Exit> {
     let mut out = io::stdout().lock();
     let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     match printed {
@@ -90,7 +90,7 @@ fn print(text: &str) -> Result<(), Exit> {
     }
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), Exit> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Exit> {
     print(&format!("{}\n", serde_json::to_string(value).map_err(Exit::failed)?))
 }
 
