@@ -6,10 +6,11 @@
 //! |---|---|
 //! | `/` | a greeting that names the backend |
 //! | `/echo` | JSON: method, target, host, length and SHA-256 of the body, connection and request number |
-//! | `/bytes/N` | N bytes of [`pattern`] with a Content-Length |
+//! | `/bytes/N` | N bytes of [`pattern`] with a Content-Length; with `Range: bytes=A-B` those alone |
 //! | `/chunked/N` | the same in chunks of many sizes, with a trailer |
 //! | `/until-close/N` | the same with neither; the end of the connection ends it |
 //! | `/truncated/N` | announces N bytes, sends half, closes |
+//! | `/reset/N` | N bytes that only the end of the connection could end, then a reset |
 //! | `/slow/MS` | the greeting after MS milliseconds |
 //! | `/drip/N/MS` | N chunks of one byte, MS milliseconds apart |
 //! | `/status/CODE` | that status, with a body where one is allowed |
@@ -47,6 +48,8 @@ pub struct Backend {
 pub struct Counters {
     /// Connections accepted.
     pub connections: AtomicU64,
+    /// Connections open now.
+    pub open: AtomicU64,
     /// Requests whose head was read.
     pub requests: AtomicU64,
     /// Requests refused as unreadable.
@@ -83,6 +86,11 @@ impl Backend {
     /// Connections accepted so far.
     pub fn connections(&self) -> u64 {
         self.counters.connections.load(Ordering::Relaxed)
+    }
+
+    /// Connections open now.
+    pub fn open_connections(&self) -> u64 {
+        self.counters.open.load(Ordering::Relaxed)
     }
 
     /// Requests read so far.
@@ -127,9 +135,11 @@ pub async fn serve(listener: TcpListener, name: String, counters: Arc<Counters>)
         };
         let connection = counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let (name, counters) = (Arc::clone(&name), Arc::clone(&counters));
+        counters.open.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             // A client that goes away is no concern of ours.
             let _ = serve_connection(stream, &name, connection, &counters).await;
+            counters.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
@@ -156,8 +166,14 @@ async fn serve_connection(
         served += 1;
         counters.requests.fetch_add(1, Ordering::Relaxed);
         let context = answer::Context { name, connection, request: served };
-        if !answer::answer(&context, head, &mut reader, &mut write).await? {
-            return Ok(());
+        match answer::answer(&context, head, &mut reader, &mut write).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                // Dropped, it would say that all was sent.
+                write.forget();
+                return Err(error);
+            }
         }
     }
 }
@@ -196,6 +212,7 @@ mod tests {
                 assert_eq!(answer.body, body(count), "/{kind}/{count}");
             }
         }
+        assert!(http::get(backend.addr(), "a", "/reset/100").is_err());
         let error = http::get(backend.addr(), "a", "/truncated/100").unwrap_err();
         assert!(error.to_string().contains("50 of 100"), "{error}");
     }
@@ -228,6 +245,10 @@ mod tests {
     fn answers_head_status_close_and_upgrade() {
         let backend = Backend::start("b1").unwrap();
         let mut connection = Connection::open(backend.addr()).unwrap();
+        let part = Request { headers: &[("Range", "bytes=3-5")], ..Request::get("a", "/bytes/10") };
+        let answer = connection.ask(&part).unwrap();
+        assert_eq!((answer.status, answer.header("content-range")), (206, Some("bytes 3-5/10")));
+        assert_eq!(answer.body, body(10)[3..6]);
         let head = Request { method: "HEAD", ..Request::get("a", "/bytes/10") };
         let answer = connection.ask(&head).unwrap();
         assert_eq!((answer.header("content-length"), answer.body.len()), (Some("10"), 0));

@@ -95,14 +95,26 @@ impl Cluster {
 
     /// Adds a Peer that offers `services`, known to one of the running Servers, and waits until it works.
     pub fn add_peer(&mut self, services: &[(&str, SocketAddr)]) -> anyhow::Result<&mut PeerProcess> {
+        self.add_peer_with(|peer| {
+            for (name, backend) in services {
+                peer.offer(name, *backend);
+            }
+            Ok(())
+        })
+    }
+
+    /// Adds a Peer that `prepare` gives its settings, known to one of the running Servers, and waits until it
+    /// works.
+    pub fn add_peer_with(
+        &mut self,
+        prepare: impl FnOnce(&mut PeerProcess) -> anyhow::Result<()>,
+    ) -> anyhow::Result<&mut PeerProcess> {
         let token = self.token("peer", 1)?;
         let running: Vec<_> = self.servers.iter().filter(|server| server.is_started()).collect();
         let (servers, introducer) = (running.len(), running[self.peers.len() % running.len()].listen());
         let peer = self.new_peer()?;
         peer.introduce(&[introducer], &token);
-        for (name, backend) in services {
-            peer.offer(name, *backend);
-        }
+        prepare(peer)?;
         peer.start()?;
         peer.wait_working(servers, PATIENCE)?;
         Ok(self.peers.last_mut().expect("new_peer pushed it"))

@@ -2,12 +2,14 @@
 //!
 //! - [`cluster`]: real processes of both binaries, started and asked through their command lines.
 //! - [`backend`] and [`http`]: a real HTTP service to forward to and a client that shows what came back.
+//! - [`clients`]: programs nobody here wrote, through two Peers.
 //! - [`kill_rounds`]: no acknowledged write is lost while Servers are killed.
 //! - [`bench`]: ours and a rival in turns, and how the result is written down.
 //! - [`tidy`]: what the compiler does not check about the repository: direction of dependencies, links, words.
 
 pub mod backend;
 pub mod bench;
+pub mod clients;
 pub mod cluster;
 pub mod http;
 pub mod kill_rounds;

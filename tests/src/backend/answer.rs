@@ -4,7 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 
 use super::pattern;
@@ -66,6 +68,10 @@ pub(super) async fn answer(
             });
             out.whole(200, echo.to_string().as_bytes()).await?;
         }
+        "bytes" if head.range.is_some_and(|(_, last)| last < number(1)) => {
+            let (first, last) = head.range.unwrap_or_default();
+            out.part(first, last, number(1)).await?;
+        }
         "bytes" => out.sized(number(1), number(1)).await?,
         "chunked" => out.chunked(number(1)).await?,
         "until-close" => {
@@ -76,6 +82,15 @@ pub(super) async fn answer(
         "truncated" => {
             out.sized(number(1), number(1) / 2).await?;
             out.close = true;
+        }
+        "reset" => {
+            out.close = true;
+            out.head(200, "").await?;
+            out.pattern(0, number(1)).await?;
+            // What it wrote would be thrown away with the reset if nobody had read it yet.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            SockRef::from(AsRef::<TcpStream>::as_ref(out.write)).set_linger(Some(Duration::ZERO))?;
+            return Err(io::ErrorKind::ConnectionReset.into());
         }
         "slow" => {
             tokio::time::sleep(Duration::from_millis(number(1) as u64)).await;
@@ -149,6 +164,13 @@ impl Out<'_> {
     async fn sized(&mut self, announced: usize, sent: usize) -> io::Result<()> {
         self.head(200, &format!("Content-Length: {announced}\r\n")).await?;
         if self.is_head { Ok(()) } else { self.pattern(0, sent).await }
+    }
+
+    async fn part(&mut self, first: usize, last: usize, whole: usize) -> io::Result<()> {
+        let count = last - first + 1;
+        let range = format!("Content-Length: {count}\r\nContent-Range: bytes {first}-{last}/{whole}\r\n");
+        self.head(206, &range).await?;
+        if self.is_head { Ok(()) } else { self.pattern(first, count).await }
     }
 
     async fn chunked(&mut self, count: usize) -> io::Result<()> {

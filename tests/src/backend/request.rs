@@ -30,6 +30,8 @@ pub(super) struct Head {
     pub(super) close: bool,
     /// The client waits for 100 before it sends the body.
     pub(super) expects_continue: bool,
+    /// The bytes it wants of the body, first and last.
+    pub(super) range: Option<(usize, usize)>,
     framing: Framing,
 }
 
@@ -130,6 +132,7 @@ fn parse(lines: &[String]) -> Result<Head, Refusal> {
         host: String::new(),
         close: false,
         expects_continue: false,
+        range: None,
         framing: Framing::Length(0),
     };
     let (mut hosts, mut framings) = (0, 0);
@@ -157,6 +160,7 @@ fn parse(lines: &[String]) -> Result<Head, Refusal> {
                 head.framing = Framing::Chunked;
             }
             "connection" => head.close |= value.eq_ignore_ascii_case("close"),
+            "range" => head.range = parse_range(value),
             "expect" => head.expects_continue |= value.eq_ignore_ascii_case("100-continue"),
             _ => {}
         }
@@ -166,4 +170,11 @@ fn parse(lines: &[String]) -> Result<Head, Refusal> {
         (1, _) => Err(Refusal("two framings of the body")),
         _ => Err(Refusal("not exactly one Host")),
     }
+}
+
+/// Of the forms of a range only the one with both ends; others are ignored, as anybody may.
+fn parse_range(value: &str) -> Option<(usize, usize)> {
+    let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some((first, last))
 }

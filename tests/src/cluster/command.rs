@@ -87,11 +87,18 @@ impl Watch {
     /// # Errors
     /// When none comes within `within`, or the command ended.
     pub fn next<T: DeserializeOwned>(&self, within: Duration) -> anyhow::Result<(Instant, T)> {
+        let (at, text) = self.line(within)?;
+        let value = serde_json::from_str(&text);
+        Ok((at, value.with_context(|| format!("`{}` printed {text:?}", self.line))?))
+    }
+
+    /// The next line and when it came.
+    ///
+    /// # Errors
+    /// As for [`Self::next`].
+    pub fn line(&self, within: Duration) -> anyhow::Result<(Instant, String)> {
         match self.lines.recv_timeout(within) {
-            Ok((at, text)) => {
-                let value = serde_json::from_str(&text);
-                Ok((at, value.with_context(|| format!("`{}` printed {text:?}", self.line))?))
-            }
+            Ok(line) => Ok(line),
             Err(RecvTimeoutError::Timeout) => bail!("`{}` printed nothing for {within:?}", self.line),
             Err(RecvTimeoutError::Disconnected) => bail!("`{}` ended", self.line),
         }

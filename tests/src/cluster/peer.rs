@@ -18,6 +18,8 @@ pub struct PeerProcess {
     log: PathBuf,
     listen: PortLease,
     metrics: PortLease,
+    /// Ports bound to one service each.
+    bound: Vec<PortLease>,
     /// Arguments of `run` that say whom to join and what to offer.
     settings: Vec<String>,
     lifetime: Lifetime,
@@ -33,6 +35,7 @@ impl PeerProcess {
             log: dir.join(format!("{name}.log")),
             listen: PortLease::take()?,
             metrics: PortLease::take()?,
+            bound: Vec::new(),
             settings: Vec::new(),
             lifetime,
             process: None,
@@ -68,6 +71,15 @@ impl PeerProcess {
     /// Has it offer `backend` as `service`, from the next start on.
     pub fn offer(&mut self, service: &str, backend: SocketAddr) {
         self.settings.extend(["--service".into(), format!("{service}={backend}")]);
+    }
+
+    /// Has it serve `service` at a port of its own, from the next start on; where.
+    pub fn bind(&mut self, service: &str) -> anyhow::Result<SocketAddr> {
+        let lease = PortLease::take()?;
+        let addr = lease.addr();
+        self.settings.extend(["--bind".into(), format!("{addr}={service}")]);
+        self.bound.push(lease);
+        Ok(addr)
     }
 
     /// The command that [`Self::start`] runs.

@@ -1,0 +1,215 @@
+//! Real clients of real services, through two Peers: nothing about them knows that there are any.
+//!
+//! Each test says what it needs to be installed; what is missing is skipped with a word, as `make test` wants
+//! only Rust and a C compiler.
+
+use std::fs::{read, write};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use p2p_tests::backend::{Backend, pattern};
+use p2p_tests::clients::bulk::Source;
+use p2p_tests::clients::tls::TlsFront;
+use p2p_tests::clients::websocket::Websockets;
+use p2p_tests::clients::{Pair, between, grpc, http2, installed, kubernetes, shell, typed};
+use p2p_tests::cluster::{PATIENCE, Watch, run};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+
+/// Longer than any time-out that watches over requests: what lives on after it lives on for ever.
+const SILENCE: Duration = Duration::from_secs(12);
+const MIB: usize = 1 << 20;
+
+fn dir() -> anyhow::Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("p2pcore-clients-").tempdir()?)
+}
+
+/// Bytes without a pattern that a framing mistake could hide in.
+fn noise(count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    rand::fill(&mut bytes[..]);
+    bytes
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn curl_over_http_1() -> anyhow::Result<()> {
+    if !installed(&["curl"]) {
+        return Ok(());
+    }
+    let (dir, one, two) = (dir()?, Backend::start("b1")?, Backend::start("b2")?);
+    let sent = noise(MIB);
+    write(dir.path().join("sent"), &sent)?;
+    between(&[("one.example", one.addr()), ("two.example", two.addr())], &[], |pair| {
+        let curl = |line: &str| {
+            let script = format!("cd $DIR; curl -sS --max-time 30 --http1.1 {line}");
+            typed(&script, &[("DIR", &dir.path().display()), ("URL", &format!("http://{}", pair.addr()))])
+        };
+        assert_eq!(curl("-H 'Host: one.example' $URL/")?, "hello from b1 to one.example\n");
+        let echo: Value =
+            serde_json::from_str(&curl("-H 'Host: one.example' --data-binary @sent $URL/echo")?)?;
+        assert_eq!((&echo["method"], &echo["body_sha256"]), (&"POST".into(), &sha256(&sent).into()));
+        let head = curl("--head -H 'Host: one.example' $URL/bytes/1234")?.to_lowercase();
+        assert!(head.starts_with("http/1.1 200") && head.contains("content-length: 1234\r\n"), "{head}");
+        let part = curl("-o part -w '%{http_code}' -r 70000-90000 -H 'Host: one.example' $URL/bytes/100000")?;
+        let wanted: Vec<u8> = (70_000..=90_000).map(pattern).collect();
+        assert_eq!((part.as_str(), read(dir.path().join("part"))?), ("206", wanted));
+        // One connection, kept alive, and each request goes where its Host says.
+        let before = (one.connections(), two.connections());
+        let both = curl(
+            "-w '%{num_connects} ' -H 'Host: one.example' $URL/ \
+             --next -sS --http1.1 -w '%{num_connects} ' -H 'Host: two.example' $URL/",
+        )?;
+        assert_eq!(both, "hello from b1 to one.example\n1 hello from b2 to two.example\n0 ");
+        assert_eq!((one.connections(), two.connections()), (before.0 + 1, before.1 + 1));
+        assert_eq!(one.refused() + two.refused(), 0);
+        let nobody = curl("-o /dev/null -w '%{http_code}' -H 'Host: nobody.example' $URL/")?;
+        assert_eq!(nobody, "404");
+        Ok(())
+    })
+}
+
+#[test]
+fn curl_over_tls_by_sni() -> anyhow::Result<()> {
+    if !installed(&["curl"]) {
+        return Ok(());
+    }
+    let (dir, backend) = (dir()?, http2::start()?);
+    let front = TlsFront::start("secure.example", &["h2", "http/1.1"], backend.addr())?;
+    let ca = dir.path().join("ca.pem");
+    write(&ca, front.ca_pem())?;
+    between(&[("secure.example", front.addr())], &[], |pair| {
+        let curl = |line: &str| {
+            let script = format!("curl -sS --max-time 30 --cacert $CA {line}");
+            typed(&script, &[("CA", &ca.display()), ("PORT", &pair.port())])
+        };
+        for (option, version) in [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2.0")] {
+            let connect_to = "--connect-to ::127.0.0.1:$PORT https://secure.example/a";
+            let echo: Value = serde_json::from_str(&curl(&format!("{option} {connect_to}"))?)?;
+            assert_eq!((&echo["version"], &echo["path"]), (&version.into(), &"/a".into()));
+        }
+        let resolve = "--resolve secure.example:$PORT:127.0.0.1 https://secure.example:$PORT/bytes/1000000";
+        let got = curl(&format!("{resolve} | sha256sum"))?;
+        let wanted: Vec<u8> = (0..1_000_000).map(pattern).collect();
+        assert_eq!(got.split(' ').next(), Some(sha256(&wanted).as_str()));
+        // Nobody's name: closed before any certificate, so no other one can be taken for it.
+        let nobody = curl("--connect-to ::127.0.0.1:$PORT https://nobody.example/").unwrap_err().to_string();
+        assert!(nobody.contains("exit status: 35"), "{nobody}");
+        Ok(())
+    })
+}
+
+#[test]
+fn kubectl_by_tls_server_name() -> anyhow::Result<()> {
+    if !installed(&["kubectl"]) {
+        return Ok(());
+    }
+    let (dir, api) = (dir()?, kubernetes::start(SILENCE)?);
+    let front = TlsFront::start("cluster.example", &["h2", "http/1.1"], api.addr())?;
+    write(dir.path().join("ca.pem"), front.ca_pem())?;
+    between(&[("cluster.example", front.addr())], &[], |pair| {
+        let kubectl = |line: &str| {
+            let script = format!(
+                "cd $DIR; HOME=$DIR KUBECONFIG=$DIR/none exec kubectl --server https://127.0.0.1:$PORT \
+                 --tls-server-name cluster.example --certificate-authority ca.pem --token none {line}"
+            );
+            shell(&script, &[("DIR", &dir.path().display()), ("PORT", &pair.port())])
+        };
+        let nodes = run(kubectl("get nodes"), PATIENCE)?.success()?;
+        assert!(nodes.contains("NAME") && nodes.contains("node-1"), "{nodes}");
+        let begun = Instant::now();
+        let watch = Watch::start(kubectl("get nodes --watch"))?;
+        let (at, line) = loop {
+            let (at, line) = watch.line(PATIENCE)?;
+            if line.contains("node-2") {
+                break (at, line);
+            }
+        };
+        assert!(line.contains("Ready") && at - begun >= SILENCE, "{line} after {:?}", at - begun);
+        Ok(())
+    })
+}
+
+#[test]
+fn websockets() -> anyhow::Result<()> {
+    let dir = dir()?;
+    let Some(websockets) = Websockets::start(dir.path())? else { return Ok(()) };
+    between(&[("chat.example", websockets.addr())], &[], |pair| {
+        let tried = run(websockets.client("chat.example", pair.port()), PATIENCE)?.success()?;
+        assert_eq!(tried, "tried\n");
+        Ok(())
+    })
+}
+
+#[test]
+fn grpc_over_tls_by_sni() -> anyhow::Result<()> {
+    let backend = grpc::start(Duration::from_secs(1))?;
+    let front = std::sync::Arc::new(TlsFront::start("grpc.example", &["h2"], backend.addr())?);
+    between(&[("grpc.example", front.addr())], &[], |pair| {
+        let addr = pair.addr();
+        calls(async move || {
+            let connect = move || {
+                let front = std::sync::Arc::clone(&front);
+                async move { front.connect(addr, "h2").await }
+            };
+            grpc::channel("grpc.example", connect).await
+        })
+    })
+}
+
+/// One answer, a stream of answers, and questions and answers in turns, on one connection.
+fn calls(connect: impl AsyncFnOnce() -> anyhow::Result<Channel>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let calls = async {
+        let channel = connect().await?;
+        let mut health = HealthClient::new(channel.clone());
+        let asked = HealthCheckRequest { service: String::new() };
+        assert_eq!(health.check(asked).await?.into_inner().status(), ServingStatus::Serving);
+        let changing = HealthCheckRequest { service: grpc::CHANGING.into() };
+        let mut watched = health.watch(changing).await?.into_inner();
+
+        let (questions, stream) = tokio::sync::mpsc::channel(1);
+        let questions_stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        let mut reflection = ServerReflectionClient::new(channel);
+        let mut answers = reflection.server_reflection_info(questions_stream).await?.into_inner();
+        for turn in 0..200 {
+            let list = MessageRequest::ListServices(String::new());
+            let question = ServerReflectionRequest { host: turn.to_string(), message_request: Some(list) };
+            questions.send(question).await.context("the stream of questions ended")?;
+            let answer = answers.message().await?.context("the stream of answers ended")?;
+            assert_eq!(answer.valid_host, turn.to_string());
+        }
+        drop(questions);
+        assert!(answers.message().await?.is_none());
+
+        while watched.message().await?.context("the watch ended")?.status() != ServingStatus::NotServing {}
+        anyhow::Ok(())
+    };
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, calls).await? })
+}
+
+#[test]
+fn a_big_download_arrives_whole() -> anyhow::Result<()> {
+    if !installed(&["curl"]) {
+        return Ok(());
+    }
+    const BYTES: u64 = 256 << 20;
+    let source = Source::start(BYTES)?;
+    let mut pair = Pair::start(&[("big.example", source.addr())], &[])?;
+    let downloaded = source.download("big.example", pair.port());
+    let downloaded = pair.cluster.explain(downloaded)?;
+    assert_eq!(downloaded.bytes, BYTES);
+    assert_eq!(downloaded.got_sha256, downloaded.sent_sha256);
+    pair.cluster.stop(Duration::from_secs(15))
+}
