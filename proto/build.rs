@@ -10,6 +10,7 @@ const FILES: &[&str] = &[
     "enroll.proto",
     "cluster.proto",
     "session.proto",
+    "link.proto",
     "raft.proto",
     "store.proto",
     "agent.proto",

@@ -88,6 +88,8 @@ codes! {
     Draining = 44, "draining";
     /// The owner has taken this forward up already: it came twice, on two ways.
     AlreadyRuns = 45, "already_runs";
+    /// The owner of the service says that it does not run now, or takes no more work.
+    ServiceDown = 46, "service_down";
 }
 
 impl fmt::Display for ErrorCode {

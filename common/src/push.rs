@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::addr::NetInfo;
 use crate::id::{Incarnation, KeyHash, NodeId};
 use crate::revision::Push;
-use crate::service::{ServiceOffer, Visibility};
+use crate::service::ServiceOffer;
 
 /// One message of table E from a Server to a Peer, keyed by the Peer's Id.
 pub type PeerPush = Push<NodeId, Arc<PeerEntry>>;
@@ -43,13 +43,7 @@ impl PeerReport {
     /// About how many bytes it takes on a wire or in memory; for bounds and the size of pieces.
     pub fn estimated_bytes(&self) -> usize {
         let candidates = self.net.candidates.iter().map(|c| CANDIDATE_BYTES + c.addr.host().len());
-        let services = self.services.iter().map(|service| {
-            let ids = match &service.visibility {
-                Visibility::Ids(ids) => ids.len() * NodeId::TEXT_BYTES,
-                Visibility::Cluster | Visibility::Private => 0,
-            };
-            SERVICE_BYTES + service.name.as_str().len() + service.backend.host().len() + ids
-        });
+        let services = self.services.iter().map(ServiceOffer::estimated_bytes);
         let lists = candidates.sum::<usize>() + services.sum::<usize>();
         self.name.len() + self.zone.len() + lists
     }
@@ -57,8 +51,6 @@ impl PeerReport {
 
 /// What a candidate takes besides its host: tags, lengths, port.
 const CANDIDATE_BYTES: usize = 16;
-/// What a service takes besides its texts: tags, lengths, port, visibility.
-const SERVICE_BYTES: usize = 24;
 /// What an entry takes besides its report: Id, run, key and lengths.
 const ENTRY_BYTES: usize = 128;
 

@@ -1,9 +1,14 @@
-//! Services by name: [`ServiceName`], what a Peer offers ([`ServiceOffer`]) and who may see it.
+//! Services by name: [`ServiceName`], what a Peer offers ([`ServiceOffer`]) and who may see it; and how people
+//! write a service down ([`LocalService`]).
+
+mod local;
+
+pub use local::{BadService, HealthCheck, LocalService};
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::addr::{BadAddr, HostPort};
+use crate::addr::HostPort;
 use crate::id::NodeId;
 
 /// A service's name: what a client puts into Host or SNI, lower-case, without port or final dot.
@@ -66,7 +71,9 @@ impl std::borrow::Borrow<str> for ServiceName {
 /// Who may learn of a service (SPEC F3). It hides; it does not forbid (SPEC I8).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Visibility {
-    /// All Peers of the server cluster.
+    /// Peers joined by a mesh link; Servers do not learn of it.
+    Linked,
+    /// All Peers of the server cluster, and those joined by a mesh link.
     Cluster,
     /// Nobody but the owner.
     Private,
@@ -79,6 +86,35 @@ impl Visibility {
     pub const IDS_MAX: usize = 256;
 }
 
+/// Whether a service can be used now, as its owner sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum ServiceState {
+    /// It can.
+    #[default]
+    Up,
+    /// Its backend fails its check, or its owner is not reached by whoever passes the offer on.
+    Down,
+    /// It takes no new forwards; those that are open go on.
+    Draining,
+}
+
+impl ServiceState {
+    /// The name in tables and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ServiceState::Up => "up",
+            ServiceState::Down => "down",
+            ServiceState::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for ServiceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A service as its owner offers it to others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServiceOffer {
@@ -88,43 +124,26 @@ pub struct ServiceOffer {
     pub backend: HostPort,
     /// Who may learn of it.
     pub visibility: Visibility,
+    /// Whether it can be used now.
+    pub state: ServiceState,
 }
+
+impl ServiceOffer {
+    /// About how many bytes it takes on a wire or in memory.
+    pub fn estimated_bytes(&self) -> usize {
+        let ids = match &self.visibility {
+            Visibility::Ids(ids) => ids.len() * NodeId::TEXT_BYTES,
+            Visibility::Linked | Visibility::Cluster | Visibility::Private => 0,
+        };
+        OFFER_BYTES + self.name.as_str().len() + self.backend.host().len() + ids
+    }
+}
+
+/// What an offer takes besides its texts: tags, lengths, port, visibility, state.
+const OFFER_BYTES: usize = 24;
 
 /// At most this many services per Peer; a report with more is refused.
 pub const SERVICES_PER_PEER_MAX: usize = 1_024;
-
-/// A service of this node and where it really runs: `NAME=HOST:PORT`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct LocalService {
-    /// Its name.
-    pub name: ServiceName,
-    /// Where the owner forwards to.
-    pub backend: HostPort,
-}
-
-/// Why a text is not `NAME=HOST:PORT`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadService {
-    /// There is no `=`.
-    #[error("'{0}' is not a service: expected NAME=HOST:PORT, for example web.example=127.0.0.1:8080")]
-    Form(String),
-    /// The name is not one.
-    #[error(transparent)]
-    Name(#[from] BadServiceName),
-    /// The backend is not an address.
-    #[error(transparent)]
-    Backend(#[from] BadAddr),
-}
-
-impl FromStr for LocalService {
-    type Err = BadService;
-
-    fn from_str(text: &str) -> Result<Self, BadService> {
-        let (name, backend) =
-            text.split_once('=').ok_or_else(|| BadService::Form(text.chars().take(300).collect()))?;
-        Ok(LocalService { name: name.trim().parse()?, backend: backend.trim().parse()? })
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -137,13 +156,5 @@ mod tests {
         for bad in ["", ".", "..", "a b", "a/b", "a:80", ".a", "a..b", &"x".repeat(254)] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn services_are_name_and_backend() {
-        let svc: LocalService = "web=[::1]:80".parse().unwrap();
-        assert_eq!(svc.backend.to_string(), "[::1]:80");
-        assert!("web".parse::<LocalService>().is_err());
-        assert!("web=80".parse::<LocalService>().is_err());
     }
 }

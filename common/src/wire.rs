@@ -1,9 +1,10 @@
 //! What every wire between nodes shares: the [`Hello`] that comes first (SPEC T6), and the frames of a
-//! tunnel between two Peers ([`tunnel`]).
+//! tunnel between two Peers ([`tunnel`]), and the messages of a mesh link ([`link`]).
 
 use crate::error::ErrorCode;
 use crate::id::{ClusterId, Epoch, Incarnation, NodeId};
 
+pub mod link;
 pub mod tunnel;
 
 /// The oldest and the newest wire version this build speaks.

@@ -3,9 +3,11 @@
 //! `to_*` functions cannot fail: domain values are valid. `*_from` functions check every field and bound and
 //! name the field they refuse; nothing from the wire reaches a core unchecked (SPEC S1).
 
+mod link;
 mod node;
 mod store;
 
+pub use link::{LinkFrameError, decode_link, encode_link, link_message_from, link_message_to};
 pub use node::{
     entry_from, entry_to, hello_from, hello_to, link_from, link_to, links_from, master_from, master_to,
     member_from, member_role_from, member_role_to, member_table_from, member_table_to, member_to,

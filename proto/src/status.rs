@@ -53,6 +53,7 @@ fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::NotLeader
         | ErrorCode::Draining
         | ErrorCode::OwnerOffline
+        | ErrorCode::ServiceDown
         | ErrorCode::BackendRefused => Code::Unavailable,
         // In gRPC's words it may be returned even if the operation has completed.
         ErrorCode::OutcomeUnknown | ErrorCode::BackendTimeout => Code::DeadlineExceeded,

@@ -14,6 +14,10 @@
 //!                 or RECEIVED(proxy_id) REFUSE(proxy_id, code, text)     then END from the ingress
 //! ```
 //!
+//! The ingress is the side that dialled, unless the dialler sends OFFER right after the HELLOs: then the dialler
+//! is the owner, and the side that took the connection forwards to it. It may do so only if it was asked for
+//! tunnels over a mesh link ([`super::link::LinkMessage::OpenTunnels`]).
+//!
 //! A HELLO that does not fit is answered by REFUSE with proxy_id 0, which no forward has, and the end of the
 //! connection, so that the other side learns why. The ingress may send FORWARD and client bytes at one go: an
 //! owner that refuses throws the bytes away up to END.
@@ -60,6 +64,8 @@ impl fmt::Debug for ProxyId {
 pub enum Control {
     /// First in both directions.
     Hello(Hello),
+    /// The side that dialled serves this tunnel: the other side sends the FORWARDs. Right after the HELLOs or never.
+    Offer,
     /// Asks the owner to open a service's backend. A name, never an address.
     Forward {
         /// Names the forward.
@@ -112,6 +118,7 @@ const FORWARD: u8 = 2;
 const RECEIVED: u8 = 3;
 const ACCEPT: u8 = 4;
 const REFUSE: u8 = 5;
+const OFFER: u8 = 6;
 
 /// The header of a data frame of `len` bytes, or with 0 of the end of a direction.
 ///
@@ -151,6 +158,7 @@ impl Control {
                 out.put_u64(hello.features);
                 put_text(out, &hello.incarnation.to_string());
             }
+            Control::Offer => out.put_u8(OFFER),
             Control::Forward { proxy_id, service } => {
                 out.put_u8(FORWARD);
                 out.put_u32(proxy_id.0);
@@ -201,6 +209,7 @@ impl Control {
                 features: fields.u64("features")?,
                 incarnation: parse::<Incarnation>(fields.text("incarnation")?, "incarnation")?,
             })),
+            OFFER => Ok(Control::Offer),
             FORWARD => Ok(Control::Forward {
                 proxy_id: ProxyId(fields.u32("proxy_id")?),
                 service: parse::<ServiceName>(fields.text("service")?, "service")?,
@@ -286,6 +295,7 @@ mod tests {
         vec![
             Control::Hello(Hello { cluster_id: None, to: None, ..hello.clone() }),
             Control::Hello(hello),
+            Control::Offer,
             Control::Forward { proxy_id, service: "web.example".parse().unwrap() },
             Control::Received { proxy_id },
             Control::Accept { proxy_id },

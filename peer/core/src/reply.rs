@@ -52,9 +52,11 @@ impl Status {
             ErrorCode::BadRequest => Status::BadRequest,
             ErrorCode::Unauthenticated | ErrorCode::Forbidden => Status::Forbidden,
             ErrorCode::NotFound | ErrorCode::ServiceUnknown => Status::NotFound,
-            ErrorCode::Unavailable | ErrorCode::Exhausted | ErrorCode::OwnerOffline | ErrorCode::Draining => {
-                Status::Unavailable
-            }
+            ErrorCode::Unavailable
+            | ErrorCode::Exhausted
+            | ErrorCode::OwnerOffline
+            | ErrorCode::Draining
+            | ErrorCode::ServiceDown => Status::Unavailable,
             ErrorCode::BackendTimeout => Status::GatewayTimeout,
             _ => Status::BadGateway,
         }

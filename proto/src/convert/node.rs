@@ -7,7 +7,7 @@ use p2p_common::link::{LINKS_PER_REPORT_MAX, LinkRow, PathKind, REASON_MAX_BYTES
 use p2p_common::member::{MEMBERS_MAX, MasterTitle, Member, MemberRole};
 use p2p_common::push::{PeerEntry, PeerPush, PeerReport};
 use p2p_common::revision::{Delta, Piece, Push};
-use p2p_common::service::{SERVICES_PER_PEER_MAX, ServiceOffer, Visibility};
+use p2p_common::service::{SERVICES_PER_PEER_MAX, ServiceOffer, ServiceState, Visibility};
 use p2p_common::wire::Hello;
 use p2p_common::{Epoch, NodeId, NodeKind, UnixMs};
 
@@ -198,6 +198,7 @@ pub fn net_info_from(net: Option<v1::NetInfo>) -> Result<NetInfo, ConvertError> 
 pub fn offer_to(offer: &ServiceOffer) -> v1::ServiceOffer {
     use v1::visibility::Kind;
     let (kind, ids) = match &offer.visibility {
+        Visibility::Linked => (Kind::Linked, Vec::new()),
         Visibility::Cluster => (Kind::Cluster, Vec::new()),
         Visibility::Private => (Kind::Private, Vec::new()),
         Visibility::Ids(ids) => (Kind::Ids, ids.iter().map(ToString::to_string).collect()),
@@ -206,6 +207,12 @@ pub fn offer_to(offer: &ServiceOffer) -> v1::ServiceOffer {
         name: offer.name.to_string(),
         backend: offer.backend.to_string(),
         visibility: Some(v1::Visibility { kind: kind.into(), ids }),
+        state: match offer.state {
+            ServiceState::Up => v1::ServiceState::Up,
+            ServiceState::Down => v1::ServiceState::Down,
+            ServiceState::Draining => v1::ServiceState::Draining,
+        }
+        .into(),
     }
 }
 
@@ -217,6 +224,7 @@ pub fn offer_from(offer: v1::ServiceOffer) -> Result<ServiceOffer, ConvertError>
     use v1::visibility::Kind;
     let visibility = offer.visibility.unwrap_or_default();
     let visibility = match Kind::try_from(visibility.kind) {
+        Ok(Kind::Linked) => Visibility::Linked,
         Ok(Kind::Cluster) => Visibility::Cluster,
         Ok(Kind::Private | Kind::Unspecified) => Visibility::Private,
         Ok(Kind::Ids) => {
@@ -232,6 +240,14 @@ pub fn offer_from(offer: v1::ServiceOffer) -> Result<ServiceOffer, ConvertError>
         name: parse(&offer.name, "services.name")?,
         backend: parse(&offer.backend, "services.backend")?,
         visibility,
+        state: match v1::ServiceState::try_from(offer.state) {
+            Ok(v1::ServiceState::Up) => ServiceState::Up,
+            Ok(v1::ServiceState::Down) => ServiceState::Down,
+            Ok(v1::ServiceState::Draining) => ServiceState::Draining,
+            Err(_) => {
+                return Err(ConvertError::new("state", format!("{} is not a service's state", offer.state)));
+            }
+        },
     })
 }
 

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use p2p_common::push::PeerReport;
     use p2p_common::revision::{PIECE_BYTES, Push, View};
-    use p2p_common::service::{ServiceOffer, Visibility};
+    use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
     use p2p_common::{KeyHash, NodeKind};
     use proptest::prelude::*;
     use uuid::Uuid;
@@ -111,6 +111,7 @@ mod tests {
             name: format!("s{name}").parse().unwrap(),
             backend: "127.0.0.1:80".parse().unwrap(),
             visibility,
+            state: ServiceState::Up,
         }
     }
 

@@ -11,7 +11,7 @@ use p2p_common::service::{ServiceOffer, Visibility};
 pub enum Viewer {
     /// This Peer: what the cluster may see and what names it; of itself, everything.
     Peer(NodeId),
-    /// Operators, readers and Servers: everything but what is private.
+    /// Operators, readers and Servers: everything but what is private or for linked Peers.
     Operator,
 }
 
@@ -20,18 +20,22 @@ pub enum Viewer {
 /// A Peer that a service names learns that it is named, and not who else is.
 pub fn visible_entry(entry: &Arc<PeerEntry>, viewer: Viewer) -> Arc<PeerEntry> {
     let Viewer::Peer(peer) = viewer else {
-        return filter(entry, |service| (service.visibility != Visibility::Private).then(|| service.clone()));
+        return filter(entry, |service| visible_to_operators(service).then(|| service.clone()));
     };
     if peer == entry.id {
         return entry.clone();
     }
     filter(entry, |service| match &service.visibility {
         Visibility::Cluster => Some(service.clone()),
-        Visibility::Private => None,
+        Visibility::Linked | Visibility::Private => None,
         Visibility::Ids(ids) => ids
             .contains(&peer)
             .then(|| ServiceOffer { visibility: Visibility::Ids(vec![peer]), ..service.clone() }),
     })
+}
+
+fn visible_to_operators(service: &ServiceOffer) -> bool {
+    !matches!(service.visibility, Visibility::Linked | Visibility::Private)
 }
 
 fn filter(entry: &Arc<PeerEntry>, show: impl Fn(&ServiceOffer) -> Option<ServiceOffer>) -> Arc<PeerEntry> {
@@ -57,6 +61,7 @@ fn filter(entry: &Arc<PeerEntry>, show: impl Fn(&ServiceOffer) -> Option<Service
 #[cfg(test)]
 mod tests {
     use super::*;
+    use p2p_common::service::ServiceState;
     use p2p_common::{Incarnation, KeyHash, NodeKind};
     use uuid::Uuid;
 
@@ -69,6 +74,7 @@ mod tests {
             name: name.parse().unwrap(),
             backend: "127.0.0.1:80".parse().unwrap(),
             visibility: visibility.clone(),
+            state: ServiceState::Up,
         };
         Arc::new(PeerEntry {
             id: peer(1),
@@ -90,10 +96,11 @@ mod tests {
         let entry = entry(&[
             ("all", Visibility::Cluster),
             ("none", Visibility::Private),
+            ("near", Visibility::Linked),
             ("two", Visibility::Ids(vec![peer(2), peer(3)])),
         ]);
         let seen = |viewer| visible_entry(&entry, viewer);
-        assert_eq!(names(&seen(Viewer::Peer(peer(1)))), ["all", "none", "two"]);
+        assert_eq!(names(&seen(Viewer::Peer(peer(1)))), ["all", "none", "near", "two"]);
         assert_eq!(names(&seen(Viewer::Peer(peer(2)))), ["all", "two"]);
         assert_eq!(names(&seen(Viewer::Peer(peer(4)))), ["all"]);
         assert_eq!(names(&seen(Viewer::Operator)), ["all", "two"]);

@@ -73,8 +73,9 @@ pub(super) fn passed_on(mut report: PeerReport, seen_from: IpAddr) -> Result<Pee
             });
         }
     }
-    // Nobody but the owner may know of it, so this Server need not either.
-    report.services.retain(|service| service.visibility != Visibility::Private);
+    // Nobody may learn of these from a Server, so this one need not know them either.
+    let passed_on = |visibility: &Visibility| !matches!(visibility, Visibility::Private | Visibility::Linked);
+    report.services.retain(|service| passed_on(&service.visibility));
     report.net = candidates::passed_on(report.net, seen_from);
     Ok(report)
 }
@@ -98,12 +99,17 @@ fn check_count(what: &'static str, count: usize, max: usize) -> Result<(), Repor
 mod tests {
     use super::*;
     use p2p_common::addr::{Candidate, CandidateKind};
-    use p2p_common::service::ServiceOffer;
+    use p2p_common::service::{ServiceOffer, ServiceState};
     use p2p_common::{NodeId, NodeKind};
     use uuid::Uuid;
 
     fn offer(name: &str, visibility: Visibility) -> ServiceOffer {
-        ServiceOffer { name: name.parse().unwrap(), backend: "127.0.0.1:80".parse().unwrap(), visibility }
+        ServiceOffer {
+            name: name.parse().unwrap(),
+            backend: "127.0.0.1:80".parse().unwrap(),
+            visibility,
+            state: ServiceState::Up,
+        }
     }
 
     fn check(report: PeerReport) -> Result<PeerReport, ReportRefused> {
@@ -116,6 +122,7 @@ mod tests {
         let services = vec![
             offer("a", Visibility::Cluster),
             offer("b", Visibility::Private),
+            offer("d", Visibility::Linked),
             offer("c", Visibility::Ids(vec![id])),
         ];
         let kept = check(PeerReport { services, ..PeerReport::default() }).unwrap();

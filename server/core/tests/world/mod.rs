@@ -9,7 +9,7 @@ use p2p_common::command::IdentityRecord;
 use p2p_common::link::LinkRow;
 use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::revision::{Push, View};
-use p2p_common::service::{ServiceOffer, Visibility};
+use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
 use p2p_common::{ClusterId, Epoch, ErrorCode, Incarnation, KeyHash, NodeId, NodeKind, Now, UnixMs};
 use p2p_server_core::{
     Arrival, Down, HEARTBEAT, Hub, HubConfig, Output, SessionId, SessionRefused, TICK, Viewer, visible_entry,
@@ -24,7 +24,12 @@ pub fn peer(n: u128) -> NodeId {
 }
 
 pub fn offer(name: &str, visibility: Visibility) -> ServiceOffer {
-    ServiceOffer { name: name.parse().unwrap(), backend: "127.0.0.1:80".parse().unwrap(), visibility }
+    ServiceOffer {
+        name: name.parse().unwrap(),
+        backend: "127.0.0.1:80".parse().unwrap(),
+        visibility,
+        state: ServiceState::Up,
+    }
 }
 
 pub fn link(reason: &str) -> LinkRow {

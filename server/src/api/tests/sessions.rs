@@ -7,7 +7,7 @@ use std::time::Duration;
 use p2p_common::command::{CommandBody, Outcome};
 use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::revision::View;
-use p2p_common::service::{ServiceOffer, Visibility};
+use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
 use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{ClusterId, Epoch, ErrorCode, Incarnation, NodeId, UnixMs};
 use p2p_proto::v1::cluster_client::ClusterClient;
@@ -43,6 +43,7 @@ fn offer(name: &str) -> ServiceOffer {
         name: name.parse().unwrap(),
         backend: "127.0.0.1:80".parse().unwrap(),
         visibility: Visibility::Cluster,
+        state: ServiceState::Up,
     }
 }
 
