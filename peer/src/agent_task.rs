@@ -250,7 +250,11 @@ impl AgentTask {
                     info!(self.log, "session ended"; "session" => session.0, "reason" => reason);
                     self.sessions.remove(&session);
                 }
-                Output::WarmPeer { peer, plan: _ } => self.pool.warm(peer),
+                Output::WarmPeer { peer, reach: _ } => self.pool.warm(peer),
+                Output::DialLink { .. }
+                | Output::SendLink { .. }
+                | Output::CloseLink { .. }
+                | Output::OfferTunnels { .. } => {}
                 Output::DropIdleTunnels { peer } => self.pool.drop_idle(peer),
                 Output::Publish(tables) => {
                     self.metrics.set_tables(&tables);

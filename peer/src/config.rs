@@ -380,8 +380,7 @@ fn telemetry_path(text: Option<&str>) -> Result<String, BadSetting> {
 fn own_services(texts: &[String]) -> Result<OwnServices, BadSetting> {
     let services = texts.iter().map(|text| text.parse::<LocalService>().map_err(|e| bad("service", e)));
     let services = services.collect::<Result<Vec<_>, _>>()?;
-    OwnServices::new(services.into_iter().map(|service| (service, Visibility::Cluster)))
-        .map_err(|e| bad("service", e))
+    OwnServices::new(services, &Visibility::Cluster).map_err(|e| bad("service", e))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use p2p_common::service::Visibility;
 use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind};
 use p2p_peer_core::{
-    Agent, AgentConfig, FromServer, Heartbeat, Identity, MemberTable, Mesh, Moment, NetSources,
+    Agent, AgentConfig, FromServer, Heartbeat, Identity, LinkSettings, MemberTable, Mesh, Moment, NetSources,
     OnServersLost, Output, OwnServices, PrintTables, SessionToken,
 };
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
@@ -97,8 +97,8 @@ impl World {
         let listen = listener.local_addr().unwrap();
         let incarnation = Incarnation::new(Uuid::from_u128(n));
         let net = NetSources { listen: Some(listen), ..NetSources::default() };
-        let services = services.iter().map(|text| (text.parse().unwrap(), Visibility::Cluster));
-        let services = OwnServices::new(services).unwrap();
+        let services = services.iter().map(|text| text.parse().unwrap());
+        let services = OwnServices::new(services, &Visibility::Cluster).unwrap();
         let report = PeerReport {
             seq: 1,
             name: format!("p{n}"),
@@ -118,6 +118,9 @@ impl World {
                 services,
                 net,
                 mesh: Mesh::Auto,
+                remote_peers: Vec::new(),
+                transit: false,
+                link: LinkSettings::default(),
                 on_servers_lost: OnServersLost::Stop,
                 heartbeat: Heartbeat::default(),
                 print_tables: PrintTables::Off,

@@ -222,6 +222,7 @@ fn own_services(tables: &Tables) -> Vec<v1::AgentService> {
 fn visibility(visibility: &p2p_common::service::Visibility) -> String {
     use p2p_common::service::Visibility;
     match visibility {
+        Visibility::Linked => "linked".to_owned(),
         Visibility::Cluster => "cluster".to_owned(),
         Visibility::Private => "private".to_owned(),
         Visibility::Ids(ids) => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),

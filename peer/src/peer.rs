@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::{Incarnation, NodeId, NodeKind};
-use p2p_peer_core::{Agent, AgentConfig, Identity, Moment, NetSources};
+use p2p_peer_core::{Agent, AgentConfig, Identity, LinkSettings, Moment, NetSources};
 use p2p_runtime::admin::{self, Readiness};
 use p2p_runtime::clock::{Clock, unix_now};
 use p2p_runtime::exit::{Exit, chain};
@@ -129,6 +129,9 @@ impl Peer {
                     ..NetSources::default()
                 },
                 mesh: config.mesh,
+                remote_peers: Vec::new(),
+                transit: false,
+                link: LinkSettings::default(),
                 on_servers_lost: config.on_servers_lost,
                 heartbeat: config.heartbeat,
                 print_tables: config.print_tables,

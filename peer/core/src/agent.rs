@@ -12,18 +12,27 @@
 //!  session events ─────────────────────────────► session/servers ─► view ─► routes ─► Publish, PrintTables
 //!  tunnel events ──────────► links, connect ─► WarmPeer              └─► connect
 //!                              └─► link report ─► Send
+//!  mesh link events ─► mesh ─► SendLink, DialLink, OfferTunnels
+//!                        └─► tables, beside the view of Servers
 //! ```
+//!
+//! # Two ways to know a Peer
+//!
+//! By a mesh link and by Servers. What its link says counts while the Peer is remembered there, else what Servers
+//! say; while its link is closed and Servers say that it is online, it is reached as they say. A key that Servers
+//! tell is the key it must show on its links, too.
 //!
 //! # With and without Servers (SPEC P6)
 //!
 //! `working` means that a session is up and that Server's whole table has been seen. While at least one is,
 //! what a lost Server said counts for the grace of 30 s and is then dropped. When all are lost nothing is
 //! dropped, and after the grace the state is `stopped: no server`: the tables still show what was there, and
-//! look-ups of other Peers' services fail. A Peer without configured Servers is `working` from the start.
+//! look-ups of services of Peers without a mesh link fail. A Peer without configured Servers is `working` from the start.
 //!
 //! Source: SPEC P1-P6, N1; walks 1, 2 and 5 of the architecture.
 
 mod config;
+mod linked;
 mod output;
 mod status;
 
@@ -42,9 +51,10 @@ use p2p_common::{NodeId, Now};
 
 use crate::connect::{DialRule, Remotes};
 use crate::links::{DialFailure, Link, LinkTable, Mesh, Opened, Traffic};
+use crate::mesh::{MeshLinks, Shown};
 use crate::moment::Moment;
 use crate::netinfo::{InterfaceAddr, NetSources};
-use crate::routes::{KnownPeer, RemoteWork, RouteLink, Tables};
+use crate::routes::{KnownPeer, Reach, RemoteWork, RouteLink, Tables};
 use crate::session::servers::{Effect, Servers};
 use crate::session::{FromServer, SessionToken, ToServer};
 use crate::tables::Printer;
@@ -65,6 +75,7 @@ pub struct Agent {
     away: BTreeMap<NodeId, Now>,
     views: PeerViews,
     links: LinkTable,
+    mesh_links: MeshLinks,
     remotes: Remotes,
     /// Whether all Peers are linked ahead of need.
     ahead: bool,
@@ -89,7 +100,9 @@ impl Agent {
             net: config.net.net_info(),
             services: config.services.offers(),
         };
-        let mut tables = Tables::new(me, config.zone, Arc::new(config.services), at.unix);
+        let own = Arc::new(config.services);
+        let shown = Shown::new(&report, own.clone(), config.transit);
+        let mut tables = Tables::new(me, config.zone, own, at.unix).with_transit(config.transit);
         tables.set_rule(DialRule::new(&report.net));
         let servers =
             Servers::new(config.identity, config.heartbeat, &config.servers, jitter.next_u64(), at.now);
@@ -103,6 +116,7 @@ impl Agent {
             away: BTreeMap::new(),
             views: PeerViews::new(me),
             links: LinkTable::default(),
+            mesh_links: MeshLinks::new(me, config.link, &config.remote_peers, shown),
             remotes: Remotes::new(jitter.next_u64()),
             ahead: config.mesh.links_ahead(0),
             tables: Arc::new(tables),
@@ -134,6 +148,7 @@ impl Agent {
         let dues = [
             (self.servers.next_due(), "sessions"),
             (self.remotes.next_due(), "dials ahead of need"),
+            (self.mesh_links.next_due(), "mesh links"),
             (self.links.next_due(), "link report"),
             (self.printer.next_due(), "tables"),
             (grace, "grace"),
@@ -148,6 +163,8 @@ impl Agent {
         self.run(effects, at);
         self.drop_lapsed_views(at);
         self.update_state(at);
+        let effects = self.mesh_links.tick(at);
+        self.run_mesh(effects, at);
         while let Some(peer) = self.remotes.take_due(at.now) {
             self.warm(peer, at);
         }
@@ -205,16 +222,16 @@ impl Agent {
 
     /// A tunnel to or from `peer` is open and both sides are verified.
     pub fn handle_tunnel_opened(&mut self, peer: NodeId, opened: Opened, at: Moment) {
-        if opened.dialled {
+        if opened.carries {
             self.remotes.on_opened(peer, at.now);
         }
         self.links.on_opened(peer, opened, at.unix);
         self.refresh_peer(peer, at);
     }
 
-    /// A tunnel that was reported as opened is closed.
-    pub fn handle_tunnel_closed(&mut self, peer: NodeId, dialled: bool, reason: &str, at: Moment) {
-        if dialled {
+    /// A tunnel that was reported as opened is closed; `carries` as it was said then.
+    pub fn handle_tunnel_closed(&mut self, peer: NodeId, carries: bool, reason: &str, at: Moment) {
+        if carries {
             self.remotes.on_closed(peer, at.now);
         }
         self.links.on_closed(peer, reason, at.unix);
@@ -223,9 +240,11 @@ impl Agent {
 
     /// No tunnel to `peer` could be opened, ahead of need or for a forward: what was dialled and why it failed.
     pub fn handle_tunnel_failed(&mut self, peer: NodeId, failures: Vec<DialFailure>, at: Moment) {
-        let plan = self.tables.peer(peer).map(|known| &known.plan);
-        let skipped = plan.into_iter().flat_map(|plan| &plan.skipped);
-        let skipped: Vec<String> = skipped.map(|(addr, skip)| format!("{addr} ({skip})")).collect();
+        let skipped = match self.tables.peer(peer).map(|known| &known.reach) {
+            Some(Reach::Dial(plan)) => plan.skipped.as_slice(),
+            _ => &[],
+        };
+        let skipped: Vec<String> = skipped.iter().map(|(addr, skip)| format!("{addr} ({skip})")).collect();
         self.remotes.on_failed(peer, at.now);
         self.links.on_failed(peer, failures, &skipped.join(", "), at.unix);
         self.refresh_peer(peer, at);
@@ -274,7 +293,7 @@ impl Agent {
                 Effect::Welcomed { session, server, address, seen_from } => {
                     self.away.remove(&server);
                     self.links.on_known(server, at.unix);
-                    let opened = Opened { path: PathKind::Direct, address, dialled: true };
+                    let opened = Opened { path: PathKind::Direct, address, dialled: true, carries: true };
                     self.links.on_opened(server, opened, at.unix);
                     let message = ToServer::Links(self.links.report());
                     self.outputs.push_back(Output::Send { session, message });
@@ -324,14 +343,24 @@ impl Agent {
             return;
         }
         Arc::make_mut(&mut self.tables).set_rule(DialRule::new(&net));
+        self.mesh_links.set_net(net.clone(), at.now);
+        self.update_report(|report| report.net = net, at);
+        self.refresh_all(at);
+    }
+
+    /// Servers are told what has changed of this Peer.
+    fn update_report(&mut self, change: impl FnOnce(&mut PeerReport), at: Moment) {
         let report = Arc::make_mut(&mut self.report);
         report.seq += 1;
-        report.net = net;
+        change(report);
         for message in self.servers.send_report(&self.report, at.now) {
             if let Effect::Send(session, message) = message {
                 self.outputs.push_back(Output::Send { session, message });
             }
         }
+    }
+
+    fn refresh_all(&mut self, at: Moment) {
         let peers = self.tables.peers().keys().copied().collect();
         self.refresh_peers(peers, at);
     }
@@ -340,45 +369,44 @@ impl Agent {
         for peer in peers {
             self.refresh_peer(peer, at);
         }
-        let ahead = self.mesh.links_ahead(self.views.len());
+        let ahead = self.mesh.links_ahead(self.tables.peers().len());
         if ahead != self.ahead {
             self.ahead = ahead;
-            let peers: Vec<NodeId> = self.views.iter().map(|(peer, _)| peer).collect();
+            let peers: Vec<NodeId> = self.tables.peers().keys().copied().collect();
             for peer in peers {
                 self.refresh_wanted(peer, at);
             }
         }
     }
 
-    /// Derives everything that hangs on `peer` from its merged row, its link and the own network.
+    /// Derives everything that hangs on `peer` from its links, its merged row and the own network.
     fn refresh_peer(&mut self, peer: NodeId, at: Moment) {
+        if let Some(key) = self.views.get(peer).map(|online| online.entry.key_hash) {
+            // Links that showed another key are closed; what they said is gone when this returns.
+            let effects = self.mesh_links.pin(peer, key, at);
+            if !effects.is_empty() {
+                return self.run_mesh(effects, at);
+            }
+        }
         let before = self.tables.peer(peer).cloned();
-        let plan = self.views.get(peer).map(|online| {
-            let rule = self.tables.dial_rule();
-            rule.plan(&online.entry.report.net.candidates)
-        });
-        if let Some(plan) = &plan {
+        let mut after = self.known(peer);
+        if let Some(after) = &after {
             if before.is_none() {
                 self.links.on_known(peer, at.unix);
             }
-            if before.as_ref().is_none_or(|before| before.plan != *plan) {
+            if before.as_ref().is_none_or(|before| before.reach != after.reach) {
                 self.links.forgive(peer);
                 self.remotes.on_addresses(peer, at.now);
             }
-            self.refresh_wanted(peer, at);
         } else if before.is_some() {
             self.links.on_unknown(peer);
             self.remotes.remove(peer);
         }
-        let after = self.views.get(peer).zip(plan).map(|(online, plan)| KnownPeer {
-            entry: online.entry.clone(),
-            servers: online.servers.clone(),
-            synced_at: online.synced_at,
-            plan,
-            link: self.links.get(peer).map(Link::route_link).unwrap_or_default(),
-        });
+        if let Some(after) = &mut after {
+            after.link = self.links.get(peer).map(Link::route_link).unwrap_or_default();
+        }
         if before.as_deref() == after.as_ref() {
-            return;
+            return self.refresh_wanted(peer, at);
         }
         let key = |known: &KnownPeer| known.entry.key_hash;
         if before.is_some() && before.as_deref().map(key) != after.as_ref().map(key) {
@@ -386,12 +414,51 @@ impl Agent {
         }
         Arc::make_mut(&mut self.tables).apply(peer, after);
         self.printer.on_changed(peer, at.now);
+        self.refresh_wanted(peer, at);
+    }
+
+    /// What is known of `peer`; the state of its tunnels is still to be added.
+    fn known(&self, peer: NodeId) -> Option<KnownPeer> {
+        let online = self.views.get(peer);
+        let plan = || {
+            let candidates = &online?.entry.report.net.candidates;
+            Some(Reach::Dial(self.tables.dial_rule().plan(candidates)))
+        };
+        let servers = online.map(|online| online.servers.clone()).unwrap_or_default();
+        let link = RouteLink::default();
+        if let Some(linked) = self.mesh_links.linked(peer) {
+            let told = plan().filter(|_| !linked.connected && self.tables.remote() == RemoteWork::Taken);
+            return Some(KnownPeer {
+                entry: linked.entry,
+                servers,
+                synced_at: linked.synced_at,
+                linked: true,
+                connected: linked.connected || told.is_some(),
+                reach: told.unwrap_or(linked.reach),
+                transit: linked.transit,
+                address: linked.address,
+                link,
+            });
+        }
+        let (online, reach) = (online?, plan()?);
+        Some(KnownPeer {
+            entry: online.entry.clone(),
+            servers,
+            synced_at: online.synced_at,
+            address: reach.address(&online.entry.report.net),
+            reach,
+            linked: false,
+            connected: true,
+            transit: Arc::default(),
+            link,
+        })
     }
 
     /// A link that failed is tried in the background whatever the mesh, so that routing can trust it again.
     fn refresh_wanted(&mut self, peer: NodeId, at: Moment) {
+        let Some(connected) = self.tables.peer(peer).map(|known| known.connected) else { return };
         let failing = self.links.get(peer).is_some_and(|link| link.route_link() == RouteLink::Failing);
-        self.remotes.set_wanted(peer, self.ahead || failing, at.now);
+        self.remotes.set_wanted(peer, connected && (self.ahead || failing), at.now);
     }
 
     fn warm(&mut self, peer: NodeId, at: Moment) {
@@ -399,11 +466,11 @@ impl Agent {
             self.remotes.remove(peer);
             return;
         };
-        if known.plan.addresses.is_empty() {
+        if matches!(&known.reach, Reach::Dial(plan) if plan.addresses.is_empty()) {
             self.handle_tunnel_failed(peer, Vec::new(), at);
         } else {
-            let plan = known.plan.clone();
-            self.outputs.push_back(Output::WarmPeer { peer, plan });
+            let reach = known.reach.clone();
+            self.outputs.push_back(Output::WarmPeer { peer, reach });
         }
     }
 
@@ -424,6 +491,7 @@ impl Agent {
         let remote = if state == AgentState::Stopped { RemoteWork::Stopped } else { RemoteWork::Taken };
         if remote != self.tables.remote() {
             Arc::make_mut(&mut self.tables).set_remote(remote);
+            self.refresh_all(at);
         }
         self.drop_lapsed_views(at);
     }

@@ -1,11 +1,15 @@
 //! Ids and entries for the tests of this crate.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use p2p_common::addr::{Candidate, CandidateKind, NetInfo};
 use p2p_common::push::{PeerEntry, PeerReport};
-use p2p_common::service::{ServiceOffer, Visibility};
-use p2p_common::{Incarnation, KeyHash, NodeId};
+use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
+use p2p_common::{Incarnation, KeyHash, NodeId, UnixMs};
+
+use crate::connect::DialRule;
+use crate::routes::{KnownPeer, Reach, RouteLink};
 
 pub(crate) fn peer(n: u8) -> NodeId {
     format!("C00000000-0000-0000-0000-0000000000{n:02x}").parse().unwrap()
@@ -43,5 +47,22 @@ fn offer(text: &str) -> ServiceOffer {
         name: name.parse().unwrap(),
         backend: backend.parse().unwrap(),
         visibility: Visibility::Cluster,
+        state: ServiceState::Up,
+    }
+}
+
+/// A Peer as Servers tell of it.
+pub(crate) fn known_peer(entry: Arc<PeerEntry>, synced_at: UnixMs) -> KnownPeer {
+    let reach = Reach::Dial(DialRule::default().plan(&entry.report.net.candidates));
+    KnownPeer {
+        servers: BTreeSet::new(),
+        synced_at,
+        address: reach.address(&entry.report.net),
+        reach,
+        linked: false,
+        connected: true,
+        transit: Arc::default(),
+        link: RouteLink::Idle,
+        entry,
     }
 }

@@ -6,6 +6,7 @@ mod connect;
 mod fixture;
 mod framing;
 mod links;
+mod mesh;
 mod moment;
 mod netinfo;
 mod reply;
@@ -25,12 +26,15 @@ pub use framing::{
     ResponseFramer, Step, TargetForm, Then, after,
 };
 pub use links::{DialFailure, Link, Mesh, Opened, TRIED_MAX, Traffic, Tried};
+pub use mesh::{
+    ACCEPTED_MAX, ACCEPTED_PER_PEER_MAX, LinkOpened, LinkSettings, LinkToken, MeshLinkStatus, REGISTER_EVERY,
+};
 pub use moment::Moment;
 pub use netinfo::{InterfaceAddr, NetSources, Scope};
 pub use reply::{ErrorReply, Status};
 pub use routes::{
-    ForwardRefusal, KnownPeer, LookupError, PeerService, PeerServiceList, RemoteWork, Route, RouteLink,
-    Source, Tables,
+    ForwardRefusal, ForwardTo, KnownPeer, LookupError, PeerService, PeerServiceList, Reach, RemoteWork,
+    Route, RouteLink, Source, Tables,
 };
 pub use services::{OwnService, OwnServices, ServicesError};
 pub use session::servers::DialServer;

@@ -103,6 +103,9 @@ pub struct Opened {
     pub address: String,
     /// This side dialled.
     pub dialled: bool,
+    /// Forwards from this Peer go over it, because it dialled, or because the dialler said OFFER. Of a session:
+    /// true.
+    pub carries: bool,
 }
 
 /// A row and its history.
@@ -333,7 +336,7 @@ mod tests {
     }
 
     fn opened(path: PathKind, address: &str, dialled: bool) -> Opened {
-        Opened { path, address: address.into(), dialled }
+        Opened { path, address: address.into(), dialled, carries: dialled }
     }
 
     fn failure(address: &str, error: &str) -> DialFailure {

@@ -8,17 +8,20 @@
 //! [`Tables::may_forward`] for a FORWARD of another Peer. Owner: the agent; others read what it publishes.
 //! Source: SPEC F3, F7, F8, F10, P6.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod known;
+
+pub use known::{KnownPeer, Reach};
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use p2p_common::addr::HostPort;
 use p2p_common::link::PathKind;
-use p2p_common::push::PeerEntry;
-use p2p_common::service::ServiceName;
+use p2p_common::service::{ServiceName, ServiceState, Visibility};
 use p2p_common::{ErrorCode, NodeId, UnixMs};
 
-use crate::connect::{DialPlan, DialRule};
+use crate::connect::DialRule;
 use crate::services::OwnServices;
 
 /// Who a service comes from.
@@ -28,6 +31,16 @@ pub enum Source {
     Local,
     /// Another Peer.
     Peer(NodeId),
+}
+
+impl Source {
+    /// The other Peer; none for this one.
+    pub const fn peer(self) -> Option<NodeId> {
+        match self {
+            Source::Local => None,
+            Source::Peer(id) => Some(id),
+        }
+    }
 }
 
 impl fmt::Display for Source {
@@ -78,6 +91,10 @@ pub struct Route {
     pub last_seen: UnixMs,
     /// Whether a forward may be tried.
     pub connected: bool,
+    /// Whether its owner says that it can be used now.
+    pub state: ServiceState,
+    /// The source does not own it, and carries forwards on to its owner.
+    pub transit: bool,
     /// The source is in this Peer's zone.
     pub same_zone: bool,
 }
@@ -111,29 +128,6 @@ pub struct PeerService {
     pub source: NodeId,
 }
 
-/// A Peer that is online, with what it takes to reach it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownPeer {
-    /// What it says of itself, and the key its certificate must carry.
-    pub entry: Arc<PeerEntry>,
-    /// The Servers it is online at.
-    pub servers: BTreeSet<NodeId>,
-    /// When it was last told.
-    pub synced_at: UnixMs,
-    /// Where to dial it.
-    pub plan: DialPlan,
-    /// How it is linked.
-    pub link: RouteLink,
-}
-
-impl KnownPeer {
-    /// The address people are shown: the first that is dialled, else the first it names.
-    pub fn address(&self) -> Option<&HostPort> {
-        let named = self.entry.report.net.candidates.first().map(|candidate| &candidate.addr);
-        self.plan.addresses.first().or(named)
-    }
-}
-
 /// Whether new work towards Peers learned from Servers is taken (SPEC P6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteWork {
@@ -158,6 +152,12 @@ pub enum LookupError {
         /// The name.
         name: String,
     },
+    /// It is down or drained wherever it is.
+    #[error("the service '{name}' is down or draining; its owner's `p2p-peer services` says which")]
+    Down {
+        /// The name.
+        name: String,
+    },
     /// Somebody has it, but no Server says who is online.
     #[error("no Server is reachable, so nothing new goes to other Peers; `p2p-peer status` says why")]
     NoServer,
@@ -169,6 +169,7 @@ impl LookupError {
         match self {
             LookupError::Unknown { .. } => ErrorCode::ServiceUnknown,
             LookupError::Offline { .. } => ErrorCode::OwnerOffline,
+            LookupError::Down { .. } => ErrorCode::ServiceDown,
             LookupError::NoServer => ErrorCode::Unavailable,
         }
     }
@@ -184,6 +185,18 @@ pub struct ForwardRefusal {
     pub text: String,
 }
 
+/// Where a FORWARD of another Peer goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForwardTo {
+    /// To this backend of an own service.
+    Backend(HostPort),
+    /// On to one of its owners, each joined to this Peer by a mesh link: best first, at least one.
+    Carry {
+        /// By Id.
+        owners: Vec<NodeId>,
+    },
+}
+
 /// The published pair, with the Peers it was derived from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tables {
@@ -192,6 +205,8 @@ pub struct Tables {
     zone: String,
     own: Arc<OwnServices>,
     remote: RemoteWork,
+    /// Whether services of linked Peers are carried on for others.
+    transit: bool,
     rule: Arc<DialRule>,
     routes: BTreeMap<ServiceName, Vec<Route>>,
     routes_len: usize,
@@ -202,29 +217,33 @@ pub struct Tables {
 impl Tables {
     /// The tables of a Peer that knows no other.
     pub(crate) fn new(me: NodeId, zone: String, own: Arc<OwnServices>, unix: UnixMs) -> Self {
-        let local = own.iter().map(|(name, service)| Route {
-            name: name.clone(),
-            source: Source::Local,
-            address: None,
-            backend: service.backend.clone(),
-            link: RouteLink::Idle,
-            last_seen: unix,
-            connected: true,
-            same_zone: true,
-        });
-        let routes: BTreeMap<_, _> = local.map(|route| (route.name.clone(), vec![route])).collect();
-        Tables {
+        let mut tables = Tables {
             revision: 0,
             me,
             zone,
             remote: RemoteWork::Taken,
+            transit: false,
             rule: Arc::default(),
-            routes_len: routes.len(),
-            routes,
+            routes: BTreeMap::new(),
+            routes_len: 0,
             peer_services: BTreeMap::new(),
             peers: BTreeMap::new(),
-            own,
-        }
+            own: Arc::default(),
+        };
+        tables.put_own(own, unix);
+        tables
+    }
+
+    /// These tables of a Peer that carries services of linked Peers on for others, or does not.
+    pub(crate) fn with_transit(mut self, transit: bool) -> Self {
+        self.transit = transit;
+        self
+    }
+
+    /// The own services are now these.
+    pub(crate) fn set_own(&mut self, own: Arc<OwnServices>, unix: UnixMs) {
+        self.revision += 1;
+        self.put_own(own, unix);
     }
 
     /// Brings both tables in line with what is known of `peer`; none when it is offline. Says whether that
@@ -317,8 +336,9 @@ impl Tables {
     }
 
     /// Where a request for `name` goes: local first, then connected Peers; among these links that do not fail
-    /// first, then the own zone, then `pick`, any number, decides between equals. Those in `tried` are left
-    /// out, so that a request that was refused can go on to the next.
+    /// first, then owners before those who carry on to one, then the own zone, then `pick`, any number, decides
+    /// between equals. What is not up is passed over. Those in `tried` are left out, so that a request that was
+    /// refused can go on to the next.
     ///
     /// # Errors
     /// When nobody can be asked.
@@ -326,16 +346,24 @@ impl Tables {
         let Some(routes) = self.routes.get(name) else {
             return Err(LookupError::Unknown { name: name.to_owned() });
         };
-        if let Some(local) = routes.first().filter(|route| route.source == Source::Local) {
+        let is_tried = |route: &Route| tried.iter().any(|id| route.source == Source::Peer(*id));
+        let connected = || routes.iter().filter(|route| route.connected && !is_tried(route));
+        let open = || connected().filter(|route| route.state == ServiceState::Up);
+        if let Some(local) = open().next().filter(|route| route.source == Source::Local) {
             return Ok(local);
         }
-        let is_tried = |route: &Route| tried.iter().any(|id| route.source == Source::Peer(*id));
-        let open = || routes.iter().filter(|route| route.connected && !is_tried(route));
-        let rank = |route: &Route| (route.link == RouteLink::Failing, !route.same_zone);
+        let rank = |route: &Route| (route.link == RouteLink::Failing, route.transit, !route.same_zone);
         let Some(best) = open().map(rank).min() else {
-            return Err(match self.remote {
-                RemoteWork::Stopped => LookupError::NoServer,
-                RemoteWork::Taken => LookupError::Offline { name: name.to_owned() },
+            let stopped = |route: &Route| {
+                let Source::Peer(peer) = route.source else { return false };
+                self.peers.get(&peer).is_some_and(|known| known.connected && !known.takes_work(self.remote))
+            };
+            return Err(if connected().next().is_some() {
+                LookupError::Down { name: name.to_owned() }
+            } else if routes.iter().any(stopped) {
+                LookupError::NoServer
+            } else {
+                LookupError::Offline { name: name.to_owned() }
             });
         };
         let equals = open().filter(|route| rank(route) == best).count();
@@ -344,25 +372,61 @@ impl Tables {
         Ok(picked.expect("nth is below the number of equals"))
     }
 
-    /// The backend for a FORWARD of `caller`, whose certificate has been checked: only to services registered
-    /// here, only for Peers that are known, and a service that is hidden from the caller is unknown to it.
+    /// Where a FORWARD of `caller` goes, whose certificate has been checked: to a service registered here; or,
+    /// if this Peer carries on and `caller` has a mesh link, to the Peers with one that own the service. Only for
+    /// Peers that are known, and a service that is hidden from the caller is unknown to it.
     ///
     /// # Errors
     /// What to answer with.
-    pub fn may_forward(&self, caller: NodeId, service: &ServiceName) -> Result<HostPort, ForwardRefusal> {
-        if !self.peers.contains_key(&caller) {
+    pub fn may_forward(&self, caller: NodeId, service: &ServiceName) -> Result<ForwardTo, ForwardRefusal> {
+        let Some(known) = self.peers.get(&caller) else {
             return Err(ForwardRefusal {
                 code: ErrorCode::Forbidden,
-                text: format!("{caller} is not known to {}: no Server lists it as online here", self.me),
+                text: format!("{caller} is not known to {}: neither by a mesh link nor by a Server", self.me),
             });
+        };
+        let own = self.own.get(service.as_str()).filter(|own| own.is_visible_to(caller, known.linked));
+        if let Some(own) = own.filter(|own| own.state == ServiceState::Up) {
+            return Ok(ForwardTo::Backend(own.backend.clone()));
         }
-        match self.own.get(service.as_str()).filter(|own| own.is_visible_to(caller)) {
-            Some(own) => Ok(own.backend.clone()),
-            None => Err(ForwardRefusal {
+        let carried: Vec<&Route> =
+            if self.transit && known.linked { self.carried(caller, service).collect() } else { Vec::new() };
+        let mut open: Vec<(bool, NodeId)> = carried
+            .iter()
+            .filter(|route| route.connected && route.state == ServiceState::Up)
+            .filter_map(|route| Some((route.link == RouteLink::Failing, route.source.peer()?)))
+            .collect();
+        open.sort_unstable();
+        if !open.is_empty() {
+            return Ok(ForwardTo::Carry { owners: open.into_iter().map(|(_, owner)| owner).collect() });
+        }
+        Err(match own {
+            Some(own) => ForwardRefusal {
+                code: ErrorCode::ServiceDown,
+                text: format!("service '{service}' of {} is {}", self.me, own.state),
+            },
+            None if !carried.is_empty() => ForwardRefusal {
+                code: ErrorCode::OwnerOffline,
+                text: format!("nobody who has '{service}' is connected to {}", self.me),
+            },
+            None => ForwardRefusal {
                 code: ErrorCode::ServiceUnknown,
                 text: format!("{} has no service '{service}'", self.me),
-            }),
-        }
+            },
+        })
+    }
+
+    /// The routes to owners of `service` that `caller` may be carried on to.
+    fn carried(&self, caller: NodeId, service: &ServiceName) -> impl Iterator<Item = &Route> {
+        let routes = self.routes.get(service).into_iter().flatten().filter(|route| !route.transit);
+        routes.filter(move |route| {
+            let owner = route.source.peer().filter(|owner| *owner != caller);
+            owner.and_then(|owner| self.peers.get(&owner)).is_some_and(|known| {
+                let offers = &known.entry.report.services;
+                let offer = offers.iter().find(|offer| offer.name == route.name);
+                known.linked && offer.is_some_and(|offer| is_carried_on(&offer.visibility))
+            })
+        })
     }
 
     fn remove(&mut self, peer: NodeId) {
@@ -380,35 +444,75 @@ impl Tables {
     }
 
     fn insert(&mut self, peer: NodeId, known: Arc<KnownPeer>) {
-        let report = &known.entry.report;
-        let address = known.address().cloned();
         let mut services = BTreeMap::new();
-        for offer in &report.services {
-            // A name twice in one report: the first counts.
-            services
-                .entry(offer.name.clone())
-                .or_insert_with(|| PeerService { backend: offer.backend.clone(), source: peer });
-        }
-        for (name, service) in &services {
+        let own = known.entry.report.services.iter().map(|offer| (offer, peer));
+        let transit = known.transit.iter().map(|service| (&service.offer, service.source));
+        for (offer, source) in own.chain(transit) {
+            if services.contains_key(&offer.name) {
+                // A name twice from one Peer: the first counts, so that what it owns goes before what it carries.
+                continue;
+            }
+            let service = PeerService { backend: offer.backend.clone(), source };
+            services.insert(offer.name.clone(), service);
             let route = Route {
-                name: name.clone(),
+                name: offer.name.clone(),
                 source: Source::Peer(peer),
-                address: address.clone(),
-                backend: service.backend.clone(),
+                address: known.address.clone(),
+                backend: offer.backend.clone(),
                 link: known.link,
                 last_seen: known.synced_at,
-                connected: self.remote == RemoteWork::Taken,
-                same_zone: report.zone == self.zone,
+                connected: known.takes_work(self.remote),
+                state: offer.state,
+                transit: source != peer,
+                same_zone: known.entry.report.zone == self.zone,
             };
-            let routes = self.routes.entry(name.clone()).or_default();
+            let routes = self.routes.entry(offer.name.clone()).or_default();
             let at = routes.partition_point(|other| other.source < route.source);
             routes.insert(at, route);
         }
         self.routes_len += services.len();
+        let address = known.address.clone();
         let list = PeerServiceList { peer, address, services, last_sync: known.synced_at };
         self.peer_services.insert(peer, list);
         self.peers.insert(peer, known);
     }
+
+    fn put_own(&mut self, own: Arc<OwnServices>, unix: UnixMs) {
+        for (name, service) in own.iter() {
+            let routes = self.routes.entry(name.clone()).or_default();
+            let before = routes.first().filter(|route| route.source == Source::Local);
+            let before = before.filter(|route| route.backend == service.backend);
+            let route = Route {
+                name: name.clone(),
+                source: Source::Local,
+                address: None,
+                backend: service.backend.clone(),
+                link: RouteLink::Idle,
+                last_seen: before.map_or(unix, |before| before.last_seen),
+                connected: true,
+                state: service.state,
+                transit: false,
+                same_zone: true,
+            };
+            routes.retain(|other| other.source != Source::Local);
+            routes.insert(0, route);
+        }
+        for name in self.own.iter().map(|(name, _)| name).filter(|name| own.get(name.as_str()).is_none()) {
+            let Some(routes) = self.routes.get_mut(name) else { continue };
+            routes.retain(|route| route.source != Source::Local);
+            if routes.is_empty() {
+                self.routes.remove(name);
+            }
+        }
+        self.routes_len = self.routes_len + own.len() - self.own.len();
+        self.own = own;
+    }
+}
+
+/// Whether a Peer that carries on shows a service of this visibility to others: one that names its readers is
+/// for these alone.
+pub(crate) fn is_carried_on(visibility: &Visibility) -> bool {
+    matches!(visibility, Visibility::Linked | Visibility::Cluster)
 }
 
 #[cfg(test)]

@@ -190,6 +190,7 @@ pub(crate) struct Printer {
     mode: PrintTables,
     printed: Option<Arc<Tables>>,
     changed: BTreeSet<NodeId>,
+    own_changed: bool,
     due: Option<Now>,
 }
 
@@ -197,13 +198,21 @@ impl Printer {
     /// The first print, of whatever there is, comes by itself.
     pub(crate) fn new(mode: PrintTables, now: Now) -> Self {
         let due = (mode != PrintTables::Off).then_some(now);
-        Printer { mode, printed: None, changed: BTreeSet::new(), due }
+        Printer { mode, printed: None, changed: BTreeSet::new(), own_changed: false, due }
     }
 
     /// Something of `peer` has changed in the tables.
     pub(crate) fn on_changed(&mut self, peer: NodeId, now: Now) {
         if self.mode != PrintTables::Off {
             self.changed.insert(peer);
+            self.due.get_or_insert(now + GATHER);
+        }
+    }
+
+    /// The own services have changed.
+    pub(crate) fn on_own_changed(&mut self, now: Now) {
+        if self.mode != PrintTables::Off {
+            self.own_changed = true;
             self.due.get_or_insert(now + GATHER);
         }
     }
@@ -217,10 +226,14 @@ impl Printer {
     pub(crate) fn take(&mut self, tables: &Arc<Tables>, now: Now) -> Option<Vec<String>> {
         self.due.take_if(|due| *due <= now)?;
         let peers = std::mem::take(&mut self.changed);
+        let own = std::mem::take(&mut self.own_changed);
         let Some(before) = self.printed.replace(tables.clone()) else {
             return Some(self.print(tables, changes_since_nothing(tables)));
         };
-        let changes = Changes::between(&before, tables, &peers);
+        let mut changes = Changes::between(&before, tables, &peers);
+        if own {
+            changes.add_own(&before, tables);
+        }
         if changes.is_empty() { None } else { Some(self.print(tables, changes)) }
     }
 
@@ -289,6 +302,19 @@ impl Changes {
             block.rows.sort();
             self.peers.push(block);
         }
+    }
+
+    fn add_own(&mut self, before: &Tables, after: &Tables) {
+        let rows = |tables: &Tables| -> BTreeSet<(ServiceName, HostPort)> {
+            tables.own().iter().map(|(name, own)| (name.clone(), own.backend.clone())).collect()
+        };
+        let (old, new) = (rows(before), rows(after));
+        let gone = old.difference(&new).map(|service| (service, Fate::Removed));
+        let added = new.difference(&old).map(|service| (service, Fate::Present));
+        for ((name, backend), fate) in gone.chain(added) {
+            self.services.push(row(None, name, backend, fate));
+        }
+        self.services.sort();
     }
 
     fn is_empty(&self) -> bool {

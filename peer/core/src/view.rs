@@ -88,13 +88,9 @@ impl PeerViews {
     }
 
     /// All Peers online, by Id.
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &OnlinePeer)> {
         self.merged.iter().map(|(id, online)| (*id, online))
-    }
-
-    /// How many Peers are online.
-    pub(crate) fn len(&self) -> usize {
-        self.merged.len()
     }
 
     /// Whoever `server`'s view holds now or held at the last merge.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use p2p_common::service::ServiceName;
 use p2p_common::wire::tunnel::ProxyId;
 use p2p_common::{ErrorCode, NodeId};
-use p2p_peer_core::ForwardRefusal;
+use p2p_peer_core::{ForwardRefusal, ForwardTo};
 use slog::{Logger, debug};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -115,8 +115,14 @@ impl Owner {
     }
 
     async fn open(&self, caller: NodeId, service: &ServiceName) -> Result<Plain<TcpStream>, Refusal> {
-        let backend = self.views.tables().may_forward(caller, service);
-        let backend = backend.map_err(|ForwardRefusal { code, text }| Refusal { code, text })?;
+        let backend = match self.views.tables().may_forward(caller, service) {
+            Ok(ForwardTo::Backend(backend)) => backend,
+            Ok(ForwardTo::Carry { .. }) => {
+                let text = "its owner is another Peer, and this one does not carry on".to_owned();
+                return Err(Refusal { code: ErrorCode::OwnerOffline, text });
+            }
+            Err(ForwardRefusal { code, text }) => return Err(Refusal { code, text }),
+        };
         // The backend's address is the owner's affair: it goes into its own log, not to the caller.
         backend::connect(&backend).await.map_err(|error| {
             debug!(self.log, "backend failed"; "service" => %service, "error" => %error);

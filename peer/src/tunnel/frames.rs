@@ -373,7 +373,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
                 Control::Received { proxy_id }
                 | Control::Accept { proxy_id }
                 | Control::Refuse { proxy_id, .. } => *proxy_id,
-                Control::Hello(_) | Control::Forward { .. } => {
+                Control::Hello(_) | Control::Offer | Control::Forward { .. } => {
                     return Poll::Ready(Err(TunnelError::Unexpected("an owner does not ask")));
                 }
             };

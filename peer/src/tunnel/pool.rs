@@ -30,7 +30,7 @@ use std::time::Duration;
 use p2p_common::addr::HostPort;
 use p2p_common::link::PathKind;
 use p2p_common::{KeyHash, NodeId};
-use p2p_peer_core::Opened;
+use p2p_peer_core::{Opened, Reach};
 use p2p_runtime::tcp::CongestionReport;
 use slog::{Logger, debug, info};
 use tokio::sync::{Notify, Semaphore};
@@ -207,7 +207,8 @@ impl Pool {
             remote.accepted.fetch_sub(1, Ordering::Relaxed);
             return Err(NotAccepted::TooMany(id));
         }
-        let opened = Opened { path: PathKind::Direct, address: address.to_string(), dialled: false };
+        let opened =
+            Opened { path: PathKind::Direct, address: address.to_string(), dialled: false, carries: false };
         self.shared.note(&remote, |changes| changes.opened.push(opened));
         Ok(AcceptedTunnel { remote, shared: Arc::clone(&self.shared) })
     }
@@ -358,7 +359,11 @@ impl Shared {
         };
         let dialled = match &known {
             Some(peer) => {
-                let addresses = &peer.plan.addresses;
+                let addresses = match &peer.reach {
+                    Reach::Dial(plan) => &plan.addresses,
+                    Reach::Configured(addresses) => addresses,
+                    Reach::Ask => &Vec::new(),
+                };
                 self.dialer.dial(remote.id, peer.entry.key_hash, addresses, &rule, &remote.counters).await
             }
             None => Err(DialFailures(Vec::new())),
@@ -371,8 +376,12 @@ impl Shared {
                         "rtt_us" => direct.rtt.as_micros() as u64, "congestion" => %direct.congestion);
                 }
                 let _ = self.congestion.set(direct.congestion.clone());
-                let opened =
-                    Opened { path: PathKind::Direct, address: direct.address.to_string(), dialled: true };
+                let opened = Opened {
+                    path: PathKind::Direct,
+                    address: direct.address.to_string(),
+                    dialled: true,
+                    carries: true,
+                };
                 self.note(remote, |changes| {
                     changes.opened.push(opened);
                     changes.rtt = Some(direct.rtt);

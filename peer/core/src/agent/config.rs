@@ -3,6 +3,7 @@
 use p2p_common::addr::HostPort;
 
 use crate::links::Mesh;
+use crate::mesh::LinkSettings;
 use crate::netinfo::NetSources;
 use crate::services::OwnServices;
 use crate::session::{Heartbeat, Identity};
@@ -35,6 +36,12 @@ pub struct AgentConfig {
     pub net: NetSources,
     /// Which Peers are linked ahead of need.
     pub mesh: Mesh,
+    /// Addresses of Peers to open mesh links to.
+    pub remote_peers: Vec<HostPort>,
+    /// Whether services of linked Peers are shown to other linked Peers, and forwards carried on to them.
+    pub transit: bool,
+    /// Times of mesh links.
+    pub link: LinkSettings,
     /// What happens without Servers.
     pub on_servers_lost: OnServersLost,
     /// When connections without data speak.

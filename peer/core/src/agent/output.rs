@@ -3,10 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use p2p_common::addr::HostPort;
+use p2p_common::wire::link::LinkMessage;
 use p2p_common::{Epoch, NodeId};
 
-use crate::connect::DialPlan;
-use crate::routes::Tables;
+use crate::mesh::LinkToken;
+use crate::routes::{Reach, Tables};
 use crate::session::servers::DialServer;
 use crate::session::{SessionToken, ToServer};
 
@@ -32,12 +34,44 @@ pub enum Output {
         /// Why, for the log.
         reason: String,
     },
-    /// Open one tunnel to this Peer ahead of need, and report what comes of it.
+    /// Open a mesh link: dial, check the certificate, exchange HELLOs, then call
+    /// [`Agent::handle_link_opened`](super::Agent::handle_link_opened), or
+    /// [`Agent::handle_link_failed`](super::Agent::handle_link_failed).
+    DialLink {
+        /// Names the attempt in all that follows.
+        link: LinkToken,
+        /// Where.
+        address: HostPort,
+    },
+    /// Send on a mesh link, in order; never a HELLO. If its queue is full, close it and say so.
+    SendLink {
+        /// On which.
+        link: LinkToken,
+        /// What.
+        message: LinkMessage,
+    },
+    /// End a mesh link or an attempt; nothing is expected to be reported of it afterwards.
+    CloseLink {
+        /// Which.
+        link: LinkToken,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// A Peer whose mesh link this side dialled asks for tunnels: dial so many where it was reached, say OFFER on
+    /// each and serve it. What the pool has no room for is not dialled.
+    OfferTunnels {
+        /// To whom.
+        peer: NodeId,
+        /// How many; at most [`TUNNELS_ASKED_MAX`](p2p_common::wire::link::TUNNELS_ASKED_MAX).
+        count: u32,
+    },
+    /// Get one tunnel to this Peer ahead of need, by dialling it or by asking it to dial, and report what comes
+    /// of it.
     WarmPeer {
         /// To whom.
         peer: NodeId,
-        /// Where to dial it.
-        plan: DialPlan,
+        /// How.
+        reach: Reach,
     },
     /// This Peer is offline or shows another key than before: close its idle tunnels. Those that carry a forward
     /// run to its end.

@@ -6,6 +6,7 @@ use p2p_common::{NodeId, NodeKind, UnixMs};
 
 use super::{Agent, AgentState};
 use crate::links::Link;
+use crate::mesh::MeshLinkStatus;
 
 /// Forwards of this Peer, both ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,7 +26,9 @@ pub struct AgentStatus {
     pub net: NetInfo,
     /// The Servers it knows.
     pub servers: Vec<ServerStatus>,
-    /// How many Peers are online.
+    /// Its mesh links, and the configured addresses that have none.
+    pub mesh_links: Vec<MeshLinkStatus>,
+    /// How many Peers are in the tables.
     pub peers: usize,
     /// Its forwards.
     pub forwards: Forwards,
@@ -68,6 +71,7 @@ impl Agent {
             state: self.state,
             net: self.report.net.clone(),
             servers: self.server_status(),
+            mesh_links: self.mesh_links.status(),
             peers: self.tables.peers().len(),
             forwards: self.forwards,
         }

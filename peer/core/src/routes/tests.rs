@@ -1,13 +1,14 @@
 //! Look-ups, permissions, and that stepwise changes equal building anew.
 
 use super::*;
-use crate::fixture::{offering, peer};
+use crate::fixture::{known_peer, offering, peer};
 use p2p_common::service::Visibility;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 fn own(services: &[&str]) -> Arc<OwnServices> {
-    let services = services.iter().map(|text| (text.parse().unwrap(), Visibility::Cluster));
-    Arc::new(OwnServices::new(services).unwrap())
+    let services = services.iter().map(|text| text.parse().unwrap());
+    Arc::new(OwnServices::new(services, &Visibility::Cluster).unwrap())
 }
 
 fn tables(services: &[&str]) -> Tables {
@@ -16,8 +17,7 @@ fn tables(services: &[&str]) -> Tables {
 
 fn known(n: u8, seq: u64, zone: &str, services: &[&str], link: RouteLink) -> Option<KnownPeer> {
     let entry = offering(n, seq, &format!("10.0.0.{n}:6443"), zone, services);
-    let plan = DialRule::default().plan(&entry.report.net.candidates);
-    Some(KnownPeer { entry, servers: BTreeSet::new(), synced_at: UnixMs(seq), plan, link })
+    Some(KnownPeer { link, ..known_peer(entry, UnixMs(seq)) })
 }
 
 fn picks(tables: &Tables, name: &str, tried: &[NodeId]) -> BTreeSet<Source> {
@@ -62,11 +62,11 @@ fn forwards_go_to_own_services_of_known_callers_only() {
     let other: ServiceName = "other".parse().unwrap();
     assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::Forbidden);
     tables.apply(peer(1), known(1, 1, "", &["other=h:1"], RouteLink::Idle));
-    assert_eq!(tables.may_forward(peer(1), &web).unwrap().to_string(), "127.0.0.1:80");
+    let backend = ForwardTo::Backend("127.0.0.1:80".parse().unwrap());
+    assert_eq!(tables.may_forward(peer(1), &web), Ok(backend));
     assert_eq!(tables.may_forward(peer(1), &other).unwrap_err().code, ErrorCode::ServiceUnknown);
-    let hidden = [("web=h:1".parse().unwrap(), Visibility::Ids(vec![peer(2)]))];
-    let mut tables =
-        Tables::new(peer(99), String::new(), Arc::new(OwnServices::new(hidden).unwrap()), UnixMs(1));
+    let hidden = OwnServices::new(["web=h:1".parse().unwrap()], &Visibility::Ids(vec![peer(2)])).unwrap();
+    let mut tables = Tables::new(peer(99), String::new(), Arc::new(hidden), UnixMs(1));
     for n in [1, 2] {
         tables.apply(peer(n), known(n, 1, "", &[], RouteLink::Idle));
     }

@@ -6,23 +6,20 @@ use p2p_common::service::Visibility;
 use p2p_common::{Now, UnixMs};
 
 use super::*;
-use crate::connect::DialRule;
-use crate::fixture::{entry, offering, peer};
+use crate::fixture::{entry, known_peer, offering, peer};
 use crate::routes::{KnownPeer, RouteLink};
 use crate::services::OwnServices;
 
 const ID: &str = "C00000000-0000-0000-0000-000000000063";
 
 fn tables(own: &[&str]) -> Tables {
-    let own = own.iter().map(|text| (text.parse().unwrap(), Visibility::Cluster));
-    Tables::new(peer(99), String::new(), Arc::new(OwnServices::new(own).unwrap()), UnixMs(1))
+    let own = OwnServices::new(own.iter().map(|text| text.parse().unwrap()), &Visibility::Cluster).unwrap();
+    Tables::new(peer(99), String::new(), Arc::new(own), UnixMs(1))
 }
 
 fn known(n: u8, address: &str, services: &[&str]) -> Option<KnownPeer> {
     let entry = if address.is_empty() { entry(n, 1) } else { offering(n, 1, address, "", services) };
-    let plan = DialRule::default().plan(&entry.report.net.candidates);
-    let synced_at = UnixMs(1_234_567_890_999);
-    Some(KnownPeer { entry, servers: BTreeSet::new(), synced_at, plan, link: RouteLink::Idle })
+    Some(known_peer(entry, UnixMs(1_234_567_890_999)))
 }
 
 fn seed_example() -> Tables {

@@ -256,7 +256,8 @@ fn another_key_drops_the_tunnels_and_an_accepted_tunnel_is_a_link_too() {
     world.online(1, entry(1, 1, &[]));
     world.run_to(1_000);
     let at = world.at();
-    let accepted = Opened { path: PathKind::Direct, address: "192.0.2.1:50000".into(), dialled: false };
+    let accepted =
+        Opened { path: PathKind::Direct, address: "192.0.2.1:50000".into(), dialled: false, carries: false };
     world.agent.handle_tunnel_opened(peer(1), accepted, at);
     world.settle();
     assert_eq!(world.agent.link(peer(1)).unwrap().row().reason, "direct: accepted 192.0.2.1:50000");

@@ -12,13 +12,13 @@ use p2p_common::link::{LinkRow, PathKind};
 use p2p_common::member::Member;
 use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::revision::{Cursor, Log, Position};
-use p2p_common::service::{ServiceOffer, Visibility};
+use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
 use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{ClusterId, Epoch, Incarnation, KeyHash, NodeId, Now, UnixMs};
 use p2p_peer_core::{
     Agent, AgentConfig, AgentState, DialFailure, DialPlan, FromServer, Heartbeat, Identity, InterfaceAddr,
-    MemberTable, Mesh, Moment, NetSources, OnServersLost, Opened, Output, OwnServices, PrintTables,
-    SessionToken, Tables, ToServer,
+    LinkSettings, MemberTable, Mesh, Moment, NetSources, OnServersLost, Opened, Output, OwnServices,
+    PrintTables, Reach, SessionToken, Tables, ToServer,
 };
 
 pub fn peer(n: u8) -> NodeId {
@@ -48,6 +48,7 @@ pub fn entry(n: u8, seq: u64, services: &[&str]) -> Arc<PeerEntry> {
             name: name.parse().unwrap(),
             backend: backend.parse().unwrap(),
             visibility: Visibility::Cluster,
+            state: ServiceState::Up,
         }
     };
     let addr = format!("192.0.2.{n}:6443").parse().unwrap();
@@ -114,7 +115,7 @@ impl Default for Setup {
 
 impl World {
     pub fn new(setup: Setup, servers: &[u8]) -> World {
-        let own = setup.own.iter().map(|text| (text.parse().unwrap(), Visibility::Cluster));
+        let own = setup.own.iter().map(|text| text.parse().unwrap());
         let config = AgentConfig {
             identity: Identity {
                 id: peer(ME),
@@ -125,13 +126,16 @@ impl World {
             name: "me".into(),
             zone: String::new(),
             servers: setup.introducers.iter().map(|text| text.parse().unwrap()).collect(),
-            services: OwnServices::new(own).unwrap(),
+            services: OwnServices::new(own, &Visibility::Cluster).unwrap(),
             net: NetSources {
                 interfaces: vec![InterfaceAddr { ip: "192.168.1.5".parse().unwrap(), up: true }],
                 listen: Some("0.0.0.0:6443".parse().unwrap()),
                 ..NetSources::default()
             },
             mesh: setup.mesh,
+            remote_peers: Vec::new(),
+            transit: false,
+            link: LinkSettings::default(),
             on_servers_lost: setup.on_servers_lost,
             heartbeat: Heartbeat::default(),
             print_tables: PrintTables::Full,
@@ -296,11 +300,12 @@ impl World {
             Output::CloseSession { session, .. } => {
                 self.sessions.remove(&session);
             }
-            Output::WarmPeer { peer, plan } => {
+            Output::WarmPeer { peer, reach } => {
+                let Reach::Dial(plan) = reach else { panic!("no Peer here has a mesh link") };
                 let address = plan.addresses[0].to_string();
                 self.warmed.push((self.now_ms, peer, plan));
                 if self.reachable.contains(&peer) {
-                    let opened = Opened { path: PathKind::Direct, address, dialled: true };
+                    let opened = Opened { path: PathKind::Direct, address, dialled: true, carries: true };
                     self.agent.handle_tunnel_opened(peer, opened, at);
                 } else {
                     let failure = DialFailure { address, error: "connection refused".into() };
@@ -311,6 +316,10 @@ impl World {
             Output::Publish(tables) => self.tables = Some(tables),
             Output::PrintTables(lines) => self.printed.push(lines),
             Output::Epoch(epoch) => panic!("no Server here lives in {epoch}"),
+            Output::DialLink { .. }
+            | Output::SendLink { .. }
+            | Output::CloseLink { .. }
+            | Output::OfferTunnels { .. } => panic!("no Peer here has a mesh link"),
             Output::State(state) => self.states.push((self.now_ms, state)),
         }
     }
