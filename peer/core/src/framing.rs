@@ -26,7 +26,8 @@
 //!   will not get, or the service has seen enough), it says [`After::Close`]; do not wait for the rest.
 //!
 //! Bytes go on exactly as received, head included: no field is added, removed or folded, hop-by-hop fields
-//! neither. To both ends the forward is the connection they would have had without it, and `Connection`,
+//! neither. One thing a proxy must change: a target in absolute form loses its scheme and authority, which Host
+//! repeats ([`RequestHead::to_origin_form`]). To both ends the forward is the connection they would have had without it, and `Connection`,
 //! `Upgrade` and `Transfer-Encoding` mean the same on both sides, because the ingress keeps the client's
 //! connection exactly as long as the exchange says.
 //!

@@ -1,4 +1,4 @@
-//! The HTTP/1.1 answers a Peer gives itself when it cannot forward (SPEC F9), as bytes.
+//! The HTTP answers a Peer gives itself when it cannot forward (SPEC F9), as the bytes of HTTP/1.1.
 //!
 //! For people in front of `curl` as much as for programs: what happened, why, what to do, and the `proxy_id`
 //! under which the logs of both Peers speak of it. Clients that speak TLS or another protocol get a clean
@@ -78,7 +78,7 @@ impl Status {
             Status::BadRequest => (
                 400,
                 "Bad Request",
-                "the request was not forwarded, because it is not one valid HTTP/1 request",
+                "the request was not forwarded, because it is not one valid request",
                 "correct the client; a service is named by one Host header, as in curl -H 'Host: NAME'",
             ),
             Status::Forbidden => (
@@ -153,8 +153,8 @@ impl ErrorReply<'_> {
     /// The longest `why` in characters.
     pub const WHY_MAX_CHARS: usize = 512;
 
-    /// The whole response.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    /// The text for people.
+    pub(crate) fn body(&self) -> String {
         let (code, reason, what, remedy) = self.status.row();
         let proxy_id = self.proxy_id;
         let why: String = self
@@ -164,9 +164,15 @@ impl ErrorReply<'_> {
             .map(|c| if c.is_control() { '?' } else { c })
             .take(Self::WHY_MAX_CHARS)
             .collect();
+        format!("{code} {reason}: {what}\nwhy: {why}\nwhat to do: {remedy}\nproxy_id: {proxy_id}\n")
+    }
+
+    /// The whole response.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (code, reason, ..) = self.status.row();
+        let proxy_id = self.proxy_id;
         let connection = if self.keep_alive { "keep-alive" } else { "close" };
-        let body =
-            format!("{code} {reason}: {what}\nwhy: {why}\nwhat to do: {remedy}\nproxy_id: {proxy_id}\n");
+        let body = self.body();
         let length = body.len();
         let mut reply = String::with_capacity(256 + length);
         write!(

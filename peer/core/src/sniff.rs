@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! 0x16 0x03 …            TLS: wait for the whole ClientHello, in any number of pieces and records
+//! 0x05                   SOCKS5 (RFC 1928)
 //! "PRI * HTTP/2.0 …"     HTTP/2 with prior knowledge (RFC 9113 section 3.4)
+//! "PROXY T", "PROXY U",
+//! CR LF CR LF NUL …      a PROXY header, which is read ahead of this where it is believed: not for this port
 //! tchar+ SP              HTTP/1: every method of RFC 9110, also ones nobody has heard of
 //! anything else          not for this port
 //! ```
@@ -19,7 +22,11 @@ mod http;
 mod tls;
 
 pub use host::{BadHost, Host};
+pub(crate) use http::{H2_PREFACE, PROXY_V1, PROXY_V2};
 pub use tls::{ClientHello, PEER_ALPNS};
+
+/// The first byte of every SOCKS5 message.
+pub(crate) const SOCKS5_VERSION: u8 = 5;
 
 /// How many first bytes of a connection are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +57,8 @@ pub enum Sniffed {
     Http1,
     /// The whole HTTP/2 connection preface.
     H2c,
+    /// A SOCKS5 client's greeting, good or bad.
+    Socks5,
     /// Nothing this port serves.
     Unknown(Unrecognised),
 }
@@ -57,9 +66,14 @@ pub enum Sniffed {
 /// Why first bytes are nothing this port serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unrecognised {
-    /// Neither TLS nor HTTP; a protocol without a name in it needs a port bound to one service.
-    #[error("the first bytes are neither TLS nor HTTP: such a protocol names no service, bind a port to it")]
+    /// A protocol without a name in it; it needs a port bound to one service.
+    #[error(
+        "the first bytes are neither TLS, HTTP nor SOCKS5: such a protocol names no service, bind a port to it"
+    )]
     Protocol,
+    /// A PROXY header from somebody who is not believed.
+    #[error("a PROXY header from a source that proxy_protocol_from does not list")]
+    ProxyHeader,
     /// TLS, but the first message is no well-formed ClientHello.
     #[error("not a ClientHello: {0}")]
     ClientHello(&'static str),
@@ -86,6 +100,7 @@ pub fn sniff(bytes: &[u8], limits: &SniffLimits) -> Sniffed {
     match bytes.first() {
         None => Sniffed::Incomplete,
         Some(&tls::RECORD_HANDSHAKE) => tls::sniff(bytes, limits),
+        Some(&SOCKS5_VERSION) => Sniffed::Socks5,
         Some(_) => http::sniff(bytes, limits),
     }
 }

@@ -74,6 +74,7 @@ pub(super) async fn caller(stream: &mut TcpStream, buffer: &mut CopyBuffer) -> R
             Sniffed::H2c => Err(NoCaller::H2c),
             Sniffed::Tls(hello) if hello.is_peer_link() => Ok(Caller::Tunnel),
             Sniffed::Tls(hello) => hello.server_name().cloned().map(Caller::Tls).ok_or(NoCaller::NoName),
+            Sniffed::Socks5 => Err(Unrecognised::Protocol.into()),
             Sniffed::Unknown(why) => Err(why.into()),
         };
     }

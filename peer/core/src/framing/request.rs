@@ -37,6 +37,8 @@ pub struct RequestHead {
     pub upgrade: bool,
     /// Whether the client waits for 100 (Continue) before it sends the body. An HTTP/1.0 client does not.
     pub expect_continue: bool,
+    /// Where the target starts and how long scheme and authority are, if they can go because Host says the same.
+    removable: Option<(usize, usize)>,
 }
 
 /// The forms of a request target (RFC 9112 section 3.2).
@@ -114,6 +116,31 @@ impl RequestHead {
         &*self.method == "HEAD"
     }
 
+    /// Turns a target in absolute form, which is for proxies, into what the service it is for expects: origin
+    /// form, or `*` (RFC 9112 section 3.2). `bytes` begins with the head and is rewritten in place, so that the
+    /// head begins later by as many bytes as are returned; those are to be dropped.
+    ///
+    /// Nothing changes, and 0 is returned, for any other form, and for an HTTP/1.0 request whose host stands
+    /// nowhere but in the target.
+    pub fn to_origin_form(&mut self, bytes: &mut [u8]) -> usize {
+        let Some((start, length)) = self.removable.take() else { return 0 };
+        let bytes = &mut bytes[..self.head_bytes];
+        let end = start + length;
+        let (dropped, target) = match bytes.get(end) {
+            Some(b'/') => (length, TargetForm::Origin),
+            behind => {
+                // There is no path: the last byte of the authority has to stand for it.
+                let whole = &*self.method == "OPTIONS" && behind == Some(&b' ');
+                bytes[end - 1] = if whole { b'*' } else { b'/' };
+                (length - 1, if whole { TargetForm::Asterisk } else { TargetForm::Origin })
+            }
+        };
+        bytes.copy_within(..start, dropped);
+        self.head_bytes -= dropped;
+        self.target = target;
+        dropped
+    }
+
     /// `bytes` is a whole head whose lines are well-formed.
     fn parse(bytes: &[u8]) -> Result<Self, FramingError> {
         let mut slots = [const { MaybeUninit::uninit() }; FramingLimits::HEADERS_MAX];
@@ -143,8 +170,20 @@ impl RequestHead {
             persistent: !fields.close && (modern || fields.keep_alive),
             upgrade: modern && fields.upgrade,
             expect_continue: modern && fields.expect_continue,
+            removable: match authority {
+                Some(authority) if target == TargetForm::Absolute && fields.hosts == 1 => {
+                    let start = request.path.map_or(0, |path| offset(bytes, path.as_bytes()));
+                    Some((start, offset(bytes, authority) + authority.len() - start))
+                }
+                _ => None,
+            },
         })
     }
+}
+
+/// Where `part`, a piece of `bytes`, starts in them.
+fn offset(bytes: &[u8], part: &[u8]) -> usize {
+    part.as_ptr() as usize - bytes.as_ptr() as usize
 }
 
 /// Whether the request line ends in a version, just not in one of ours.

@@ -1,9 +1,15 @@
-//! HTTP by its first bytes: a method and a space, or the HTTP/2 preface.
+//! HTTP by its first bytes: a method and a space, or the HTTP/2 preface; and the two headers of the PROXY protocol,
+//! which begin like HTTP.
 
 use super::{SniffLimits, Sniffed, Unrecognised};
 
 /// What a client sends first when it knows that HTTP/2 is spoken without TLS (RFC 9113 section 3.4).
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How a PROXY header of version 1 begins; what follows is `TCP4`, `TCP6` or `UNKNOWN`.
+pub(crate) const PROXY_V1: &[u8] = b"PROXY ";
+/// How one of version 2 begins.
+pub(crate) const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// `bytes` is not empty.
 pub(super) fn sniff(bytes: &[u8], limits: &SniffLimits) -> Sniffed {
@@ -13,9 +19,20 @@ pub(super) fn sniff(bytes: &[u8], limits: &SniffLimits) -> Sniffed {
     if H2_PREFACE.starts_with(bytes) {
         return Sniffed::Incomplete;
     }
+    if bytes.starts_with(PROXY_V2) {
+        return Sniffed::Unknown(Unrecognised::ProxyHeader);
+    }
+    if PROXY_V2.starts_with(bytes) {
+        return Sniffed::Incomplete;
+    }
+    // No target of a request begins so, not even of a method that is called PROXY.
+    match bytes.strip_prefix(PROXY_V1) {
+        Some([]) => return Sniffed::Incomplete,
+        Some([b'T' | b'U', ..]) => return Sniffed::Unknown(Unrecognised::ProxyHeader),
+        _ => {}
+    }
     // RFC 9112 section 2.2: an empty line ahead of a request is to be ignored.
     let bytes = match bytes {
-        b"\r" | b"\r\n" => return Sniffed::Incomplete,
         [b'\r', b'\n', rest @ ..] => rest,
         _ => bytes,
     };

@@ -393,3 +393,33 @@ fn a_response_can_be_longer_than_any_buffer() {
         assert_eq!((step.take, step.then), (block.len(), Then::Read));
     }
 }
+
+#[test]
+fn absolute_targets_become_what_the_service_expects() {
+    for (before, after) in [
+        ("GET http://a/x?y HTTP/1.1\r\nHost: a\r\n\r\n", "GET /x?y HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("GET http://A.:80 HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (
+            "GET HTTPS://[::1]:443?q HTTP/1.1\r\nHost: [0::1]\r\n\r\n",
+            "GET /?q HTTP/1.1\r\nHost: [0::1]\r\n\r\n",
+        ),
+        ("\r\nPOST http://a// HTTP/1.0\r\nHost: a\r\n\r\n", "\r\nPOST // HTTP/1.0\r\nHost: a\r\n\r\n"),
+        ("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("OPTIONS http://a?x HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS /?x HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("OPTIONS http://a/ HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        // These stay: the target is all there is, or has no authority to lose.
+        ("GET http://a/x HTTP/1.0\r\n\r\n", "GET http://a/x HTTP/1.0\r\n\r\n"),
+        ("GET /http://a/x HTTP/1.1\r\nHost: a\r\n\r\n", "GET /http://a/x HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ] {
+        let mut bytes = [before.as_bytes(), b"behind"].concat();
+        let mut rewritten = head(before.as_bytes());
+        let dropped = rewritten.to_origin_form(&mut bytes);
+        assert_eq!(std::str::from_utf8(&bytes[dropped..]).unwrap(), format!("{after}behind"));
+        // It is what it would be had it come so.
+        let came = head(after.as_bytes());
+        assert_eq!((rewritten.head_bytes, rewritten.target), (came.head_bytes, came.target), "{before:?}");
+        assert_eq!(rewritten.to_origin_form(&mut bytes), 0, "once is enough");
+    }
+}

@@ -57,7 +57,6 @@ fn other_protocols_are_unknown_at_once() {
         b"*1\r\n$4\r\nPING\r\n",
         b"PING\r\n",
         b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
-        b"\x05\x01\x00",
         b"\x04\x01\x00\x50",
         b"\x80\x2e\x01\x03\x01",
         b"\n\nGET / HTTP/1.1",
