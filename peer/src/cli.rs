@@ -2,6 +2,7 @@
 //!
 //! `run` is a Peer; every other verb asks the Peer of a data directory through the socket it keeps there.
 
+mod bind;
 mod show;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ Examples:
   curl -H 'Host: web.example' http://127.0.0.1:6443/                through any other Peer
   p2p-peer tables --data /var/lib/p1                                what it knows
   p2p-peer why --data /var/lib/p1 C<uuid>                           why a link is as it is
+  p2p-peer bind add --data /var/lib/p1 6379=redis.example           then: redis-cli -p 6379
 
 Without any Server, with one key on every host and the address of one Peer on the others:
   export PEER_MESH_KEY=$(p2p-peer mesh-key)
@@ -59,6 +61,37 @@ enum Verb {
     Why(WhyArgs),
     /// Print a new mesh key, by which Peers without Servers know each other; give it to each as PEER_MESH_KEY
     MeshKey(MeshKeyArgs),
+    /// Bind ports of this host to one service each, for protocols that name none (Redis, PostgreSQL, SSH)
+    #[command(subcommand)]
+    Bind(BindVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum BindVerb {
+    /// Bind a port until the Peer stops; `bind` in its configuration binds one at each start
+    Add(BindAddArgs),
+    /// Close a port; what is carried goes on
+    Remove(BindRemoveArgs),
+    /// List the bound ports
+    List(ClientArgs),
+}
+
+#[derive(Debug, Args)]
+struct BindAddArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Where to listen, and for which service: 127.0.0.1:6379=redis.example; a bare port is one of 127.0.0.1
+    #[arg(value_name = "ADDR=NAME")]
+    bind: String,
+}
+
+#[derive(Debug, Args)]
+struct BindRemoveArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Where it listens: IP:PORT, or a port of 127.0.0.1
+    #[arg(value_name = "ADDR")]
+    address: String,
 }
 
 #[derive(Debug, Args)]
@@ -148,6 +181,9 @@ fn ask(verb: Verb) -> Result<(), Exit> {
             Verb::Tables(args) => show::tables(&args).await,
             Verb::Links(args) => show::links(&args).await,
             Verb::Why(args) => show::why(&args.client, args.id).await,
+            Verb::Bind(BindVerb::Add(args)) => bind::add(&args.client, args.bind).await,
+            Verb::Bind(BindVerb::Remove(args)) => bind::remove(&args.client, args.address).await,
+            Verb::Bind(BindVerb::List(args)) => bind::list(&args).await,
         }
     })
 }
@@ -175,10 +211,20 @@ mod tests {
             "p2p-peer tables --data d",
             "p2p-peer links --data d --json",
             "p2p-peer why --data d C6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+            "p2p-peer run --data d --bind 6379=redis --bind [::1]:22=ssh --proxy-protocol-from 10.0.0.0/8",
+            "p2p-peer bind add --data d 127.0.0.1:6379=redis.example",
+            "p2p-peer bind remove --data d 6379",
+            "p2p-peer bind list --data d --json",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        for line in ["p2p-peer", "p2p-peer tables", "p2p-peer run --dta d", "p2p-peer why --data d X"] {
+        for line in [
+            "p2p-peer",
+            "p2p-peer tables",
+            "p2p-peer bind add 6379=x",
+            "p2p-peer run --dta d",
+            "p2p-peer why --data d X",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

@@ -20,7 +20,7 @@ use p2p_runtime::mesh_key::MeshKey;
 use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, secret, socket};
 use serde::{Deserialize, Serialize};
 
-use crate::ingress::SourceRanges;
+use crate::ingress::{BINDS_MAX, Bind, SourceRanges};
 
 /// The environment variables that are read. Those without the prefix are what a deployment of the seed's own project
 /// has set already.
@@ -140,6 +140,17 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub clients_allow: Vec<String>,
 
+    /// A port of this host for one service, for protocols that name none; a bare port is one of 127.0.0.1; repeatable
+    #[arg(long, value_name = "ADDR=NAME")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bind: Vec<String>,
+
+    /// Load balancers that say in a PROXY header whose connection they pass on, addresses or ranges; repeatable
+    /// [default: none]
+    #[arg(long, value_name = "RANGE")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proxy_protocol_from: Vec<String>,
+
     /// Link to other Peers ahead of need: full (all), lazy (none), auto (all while they are at most 32)
     /// [default: auto]
     #[arg(long, value_name = "MESH")]
@@ -220,6 +231,10 @@ pub struct PeerConfig {
     pub services: OwnServices,
     /// Whose clients are served.
     pub clients_allow: SourceRanges,
+    /// Ports bound to one service each, at most 256.
+    pub binds: Vec<Bind>,
+    /// Who must say, in a PROXY header, whose connection it passes on.
+    pub proxy_protocol_from: SourceRanges,
     /// Which Peers are linked ahead of need.
     pub mesh: Mesh,
     /// What happens without Servers.
@@ -297,11 +312,11 @@ impl RawConfig {
             // Who is on this host could reach what it reaches anyway.
             clients_allow: match &self.clients_allow[..] {
                 [] => SourceRanges::loopback(),
-                texts => {
-                    let words = texts.iter().flat_map(|text| text.split(','));
-                    SourceRanges::parse(words).map_err(|e| bad("clients_allow", e))?
-                }
+                texts => ranges("clients_allow", texts)?,
             },
+            binds: binds(&self.bind)?,
+            // Whoever is believed here says from where every client comes.
+            proxy_protocol_from: ranges("proxy_protocol_from", &self.proxy_protocol_from)?,
             mesh: match self.mesh.as_deref().unwrap_or("auto") {
                 "full" => Mesh::Full,
                 "lazy" => Mesh::Lazy,
@@ -375,6 +390,24 @@ fn telemetry_path(text: Option<&str>) -> Result<String, BadSetting> {
             Err(bad("telemetry_path", format!("'{text}' is no path: expected one like /metrics")))
         }
     }
+}
+
+fn ranges(setting: &'static str, texts: &[String]) -> Result<SourceRanges, BadSetting> {
+    SourceRanges::parse(texts.iter().flat_map(|text| text.split(','))).map_err(|e| bad(setting, e))
+}
+
+fn binds(texts: &[String]) -> Result<Vec<Bind>, BadSetting> {
+    let binds = texts.iter().map(|text| text.parse::<Bind>().map_err(|e| bad("bind", e)));
+    let binds = binds.collect::<Result<Vec<_>, _>>()?;
+    if binds.len() > BINDS_MAX {
+        return Err(bad("bind", format!("at most {BINDS_MAX} ports")));
+    }
+    for (at, bind) in binds.iter().enumerate() {
+        if bind.addr.port() != 0 && binds[..at].iter().any(|other| other.addr == bind.addr) {
+            return Err(bad("bind", format!("{} is bound twice", bind.addr)));
+        }
+    }
+    Ok(binds)
 }
 
 fn own_services(texts: &[String]) -> Result<OwnServices, BadSetting> {
@@ -460,6 +493,13 @@ mod tests {
             (RawConfig { connection_timeout_seconds: Some(5), ..minimal() }, "connection_timeout_seconds"),
             (RawConfig { services: vec!["a=h:1".into(), "A=h:2".into()], ..minimal() }, "service"),
             (RawConfig { clients_allow: vec!["lan".into()], ..minimal() }, "clients_allow"),
+            (RawConfig { bind: vec!["6379".into()], ..minimal() }, "bind"),
+            (RawConfig { bind: vec!["6379=a".into(), "127.0.0.1:6379=b".into()], ..minimal() }, "bind"),
+            (RawConfig { bind: vec!["0=a".into(); 257], ..minimal() }, "bind"),
+            (
+                RawConfig { proxy_protocol_from: vec!["10.0.0.0/40".into()], ..minimal() },
+                "proxy_protocol_from",
+            ),
             (RawConfig { mesh: Some("star".into()), ..minimal() }, "mesh"),
             (RawConfig { on_servers_lost: Some("panic".into()), ..minimal() }, "on_servers_lost"),
             (RawConfig { print_tables: Some("no".into()), ..minimal() }, "print_tables"),

@@ -31,7 +31,7 @@ use uuid::Uuid;
 use crate::forward::owner::Owner;
 use crate::forward::splice::Buffers;
 use crate::forward::{ForwardMetrics, Forwarder, Forwards, Recents};
-use crate::ingress::{Ingress, IngressLimits, IngressMetrics, SourceRanges};
+use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, IngressMetrics, SourceRanges};
 use crate::published::{Myself, Views};
 use crate::tunnel::{DirectDialer, Pool, PoolLimits};
 
@@ -47,6 +47,7 @@ pub(crate) struct Node {
     pub(crate) listen: SocketAddr,
     pub(crate) pool: Pool,
     pub(crate) forwards: Arc<Forwards>,
+    pub(crate) bound: BoundPorts,
     pub(crate) stop: CancellationToken,
     agent: Mutex<Agent>,
     session: SessionToken,
@@ -62,6 +63,8 @@ pub(crate) struct Bounds {
     pub(crate) forwards: usize,
     pub(crate) pool: PoolLimits,
     pub(crate) ingress: IngressLimits,
+    pub(crate) clients_allow: SourceRanges,
+    pub(crate) proxy_protocol_from: SourceRanges,
 }
 
 impl Default for Bounds {
@@ -70,6 +73,8 @@ impl Default for Bounds {
             forwards: 4_096,
             pool: PoolLimits::default(),
             ingress: IngressLimits { connections: 4_096, handshakes: 64 },
+            clients_allow: SourceRanges::loopback(),
+            proxy_protocol_from: SourceRanges::none(),
         }
     }
 }
@@ -158,13 +163,15 @@ impl World {
             tls: ServerTls::peer(Arc::clone(&credentials)),
             myself: Arc::clone(&myself),
             buffers,
-            clients_allow: SourceRanges::loopback(),
-            limits: bounds.ingress,
+            clients_allow: bounds.clients_allow,
+            proxy_protocol_from: bounds.proxy_protocol_from,
+            connections: Connections::new(bounds.ingress),
             metrics: IngressMetrics::default(),
             log,
         });
         let stop = CancellationToken::new();
         tokio::spawn(pool.clone().run(stop.clone()));
+        let bound = BoundPorts::new(Arc::clone(&ingress), Vec::new(), stop.clone()).unwrap();
         tokio::spawn(ingress.run(listener, stop.clone(), Duration::from_secs(1)));
         let agent = Mutex::new(agent);
         Node {
@@ -172,6 +179,7 @@ impl World {
             listen,
             pool,
             forwards,
+            bound,
             stop,
             agent,
             session,

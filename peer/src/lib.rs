@@ -17,5 +17,5 @@ mod published;
 mod session_task;
 mod tunnel;
 
-pub use ingress::{BadRange, SourceRanges};
+pub use ingress::{BadBind, BadRange, Bind, SourceRanges};
 pub use peer::Peer;

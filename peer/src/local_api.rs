@@ -15,6 +15,7 @@ use p2p_peer_core::{LinePrefix, Route, RouteLink, Source, Tables, render};
 use p2p_proto::v1::agent_server::{Agent, AgentServer};
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::{Clock, unix_now};
+use p2p_runtime::tcp::ListenError;
 use slog::{Logger, warn};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::agent_task::{Input, NamedLink, Question};
+use crate::ingress::{Bind, BindError, BoundPort, BoundPorts, bind_addr};
 use crate::published::Views;
 use crate::tunnel::Pool;
 
@@ -48,6 +50,8 @@ pub(crate) struct LocalApi {
     pub(crate) views: Arc<Views>,
     /// The tunnels.
     pub(crate) pool: Pool,
+    /// The bound ports.
+    pub(crate) bound: BoundPorts,
     /// The agent's mailbox.
     pub(crate) mailbox: mpsc::Sender<Input>,
 }
@@ -207,6 +211,57 @@ impl Agent for LocalApi {
             format!("{ago} s ago: {}: {}", tried.address, tried.outcome)
         });
         Ok(Response::new(v1::AgentWhyReply { link: Some(link_to(&link)), tried: tried.collect() }))
+    }
+
+    async fn add_bind(
+        &self,
+        request: Request<v1::AgentAddBindRequest>,
+    ) -> Result<Response<v1::AgentBind>, Status> {
+        let bind = request.get_ref().bind.parse::<Bind>();
+        let bind = bind.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let port = self.bound.add(bind).map_err(bind_refused)?;
+        Ok(Response::new(bind_to(&port)))
+    }
+
+    async fn remove_bind(
+        &self,
+        request: Request<v1::AgentRemoveBindRequest>,
+    ) -> Result<Response<v1::AgentBind>, Status> {
+        let addr = bind_addr(&request.get_ref().address);
+        let addr = addr.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let port = self.bound.remove(addr).await.map_err(bind_refused)?;
+        Ok(Response::new(bind_to(&port)))
+    }
+
+    async fn list_binds(
+        &self,
+        _request: Request<v1::AgentListBindsRequest>,
+    ) -> Result<Response<v1::AgentListBindsReply>, Status> {
+        let binds = self.bound.list().iter().map(|port| bind_to(port)).collect();
+        Ok(Response::new(v1::AgentListBindsReply { binds }))
+    }
+}
+
+fn bind_refused(error: BindError) -> Status {
+    let text = error.to_string();
+    match error {
+        BindError::Listen(ListenError::InUse { .. }) | BindError::Bound { .. } => {
+            Status::already_exists(text)
+        }
+        BindError::Listen(_) => Status::failed_precondition(text),
+        BindError::Full => Status::resource_exhausted(text),
+        BindError::NotBound(_) => Status::not_found(text),
+        BindError::Stopping => Status::unavailable(text),
+    }
+}
+
+fn bind_to(port: &BoundPort) -> v1::AgentBind {
+    let (connections_active, connections_total) = port.connections();
+    v1::AgentBind {
+        address: port.addr.to_string(),
+        service: port.service.to_string(),
+        connections_active,
+        connections_total,
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use p2p_common::service::ServiceName;
 use p2p_common::{Incarnation, NodeId, NodeKind};
 use p2p_peer_core::{Agent, AgentConfig, Identity, LinkSettings, Moment, NetSources};
 use p2p_runtime::admin::{self, Readiness};
@@ -28,7 +29,7 @@ use crate::enrol::{self, Means, Membership};
 use crate::forward::owner::Owner;
 use crate::forward::splice::Buffers;
 use crate::forward::{Forwarder, Forwards, Recents};
-use crate::ingress::{Ingress, IngressLimits};
+use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, listen_all};
 use crate::local_api::{self, LocalApi};
 use crate::metrics::Metrics;
 use crate::published::{Myself, Views};
@@ -55,6 +56,7 @@ pub struct Peer {
 struct Ports {
     ingress: TcpListener,
     metrics: TcpListener,
+    bound: Vec<(TcpListener, ServiceName)>,
 }
 
 impl Peer {
@@ -76,6 +78,7 @@ impl Peer {
         let ports = Ports {
             ingress: tcp::listen(config.listen, "--listen").map_err(|e| failed(&e))?,
             metrics: tcp::listen(config.metrics, "--metrics").map_err(|e| failed(&e))?,
+            bound: listen_all(&config.binds).map_err(|e| failed(&e))?,
         };
         let means = Means {
             token: config.token.as_ref(),
@@ -166,7 +169,8 @@ impl Peer {
             myself: Arc::clone(&myself),
             buffers,
             clients_allow: config.clients_allow,
-            limits,
+            proxy_protocol_from: config.proxy_protocol_from,
+            connections: Connections::new(limits),
             metrics: metrics.ingress.clone(),
             log: log.clone(),
         });
@@ -185,6 +189,8 @@ impl Peer {
             clock,
             views: Arc::clone(&views),
             pool: pool.clone(),
+            bound: BoundPorts::new(Arc::clone(&ingress), ports.bound, stop.clone())
+                .map_err(|e| failed(&e))?,
             mailbox: mailbox.clone(),
         };
         info!(log, "peer started"; "node_id" => id, "name" => identity.name(), "listen" => %listen, "metrics" => %config.metrics,

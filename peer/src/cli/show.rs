@@ -26,7 +26,7 @@ const COMING_UP_TIMEOUT: Duration = Duration::from_secs(3);
 const COMING_UP_POLL: Duration = Duration::from_millis(50);
 
 /// Reaches the agent of a data directory; one that is still coming up is waited for.
-async fn reach(data: &Path) -> Result<AgentClient<Channel>, Exit> {
+pub(super) async fn reach(data: &Path) -> Result<AgentClient<Channel>, Exit> {
     let until = Instant::now() + COMING_UP_TIMEOUT;
     let mut told = false;
     loop {
@@ -69,7 +69,7 @@ async fn reach_once(data: &Path) -> Result<AgentClient<Channel>, Exit> {
 }
 
 /// What a refused call means for the command.
-fn refused(status: Status) -> Exit {
+pub(super) fn refused(status: Status) -> Exit {
     let message = match status.message() {
         "" => format!("the Peer answered {}", status.code()),
         text => text.to_owned(),

@@ -74,6 +74,17 @@ impl CopyBuffer {
         &self.bytes[self.start..self.end]
     }
 
+    /// The same, to be changed in place.
+    pub(crate) fn unread_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.end]
+    }
+
+    /// Takes the `count` unread bytes from `at` on out of the middle.
+    pub(crate) fn cut(&mut self, at: usize, count: usize) {
+        self.unread_mut().copy_within(..at, count);
+        self.consume(count);
+    }
+
     /// Whether there is nothing unread.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
@@ -355,7 +366,11 @@ mod tests {
         assert_eq!(&buffer.unread()[..4], b"cdef");
         buffer.fill(2);
         assert!(buffer.is_full());
-        buffer.consume(BUFFER_MAX_BYTES);
+        buffer.cut(2, BUFFER_MAX_BYTES - 4);
+        assert_eq!(buffer.unread(), b"cdxx");
+        buffer.cut(1, 1);
+        assert_eq!(buffer.unread(), b"cxx");
+        buffer.consume(3);
         assert!(buffer.is_empty());
         assert_eq!(buffer.space().len(), BUFFER_MAX_BYTES);
     }

@@ -114,7 +114,11 @@ impl Connection {
             () = stop.cancelled() => return Next::Close,
         };
         match head {
-            Ok(head) => self.answer(&head).await,
+            Ok(mut head) => {
+                let dropped = head.to_origin_form(self.up.unread_mut());
+                self.up.consume(dropped);
+                self.answer(&head).await
+            }
             Err(NoHead::Gone) => Next::Close,
             Err(NoHead::Bad(error)) => {
                 self.tell_and_close(None, new_proxy_id(), error.status(), &error).await;

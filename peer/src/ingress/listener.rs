@@ -1,9 +1,7 @@
 //! [`Ingress`]: accepts connections, decides who may say what, and gives each to whom it is for.
 
-use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::str::FromStr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +21,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::peek::{self, Caller};
-use super::{http, tls};
+use super::bound::{self, BoundPort};
+use super::peek::{self, Caller, NoCaller};
+use super::{SourceRanges, h2c, http, socks, tls};
 use crate::forward::Forwarder;
 use crate::forward::owner::Owner;
 use crate::forward::splice::{Buffers, CopyBuffer};
@@ -53,15 +52,62 @@ pub(crate) struct Ingress {
     pub(crate) buffers: Buffers,
     /// Whose clients are served.
     pub(crate) clients_allow: SourceRanges,
-    /// How many.
-    pub(crate) limits: IngressLimits,
+    /// Who must say, in a PROXY header, whose connection it passes on.
+    pub(crate) proxy_protocol_from: SourceRanges,
+    /// The open connections.
+    pub(crate) connections: Connections,
     /// What is counted.
     pub(crate) metrics: IngressMetrics,
     /// Where to report.
     pub(crate) log: Logger,
 }
 
-/// Bounds of the port.
+/// The connections of all ports that are open now.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    slots: Arc<Semaphore>,
+    handshakes: Semaphore,
+    tasks: TaskTracker,
+    /// Ends what is between two forwards when the port closes, and everything after the grace.
+    abort: CancellationToken,
+}
+
+impl Connections {
+    /// None yet.
+    pub(crate) fn new(limits: IngressLimits) -> Self {
+        Connections {
+            slots: Arc::new(Semaphore::new(limits.connections)),
+            handshakes: Semaphore::new(limits.handshakes),
+            tasks: TaskTracker::new(),
+            abort: CancellationToken::new(),
+        }
+    }
+
+    /// Where their tasks run: whoever waits for them waits for what else runs here.
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// Waits at most `grace` for those that are open.
+    async fn close(&self, grace: Duration) {
+        self.tasks.close();
+        if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
+            self.abort.cancel();
+            self.tasks.wait().await;
+        }
+    }
+}
+
+/// What a port is for.
+#[derive(Debug, Clone)]
+pub(super) enum Port {
+    /// Everybody: first bytes say who calls.
+    Shared,
+    /// The clients of one service.
+    Bound(Arc<BoundPort>),
+}
+
+/// Bounds of the ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IngressLimits {
     /// Connections at a time; further ones are closed at once.
@@ -93,12 +139,12 @@ impl IngressMetrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "connections_opened",
-            "Connections to the listening port since the start, by what they turned out to be",
+            "Connections to the listening port and bound ports since the start, by what they turned out to be",
             self.opened.clone(),
         );
         registry.register(
             "connections_open",
-            "Connections to the listening port open now",
+            "Connections to the listening port and bound ports open now",
             self.open.clone(),
         );
         registry.register(
@@ -118,22 +164,23 @@ impl IngressMetrics {
 }
 
 impl Ingress {
-    /// Accepts until `stop`; then waits at most `grace` for what is in flight.
+    /// Accepts on the shared port until `stop`; then waits at most `grace` for what is in flight, on all ports.
     pub(crate) async fn run(
         self: Arc<Self>,
         listener: TcpListener,
         stop: CancellationToken,
         grace: Duration,
     ) {
-        let slots = Arc::new(Semaphore::new(self.limits.connections));
-        let handshakes = Arc::new(Semaphore::new(self.limits.handshakes));
-        let connections = TaskTracker::new();
-        // Ends what is between two forwards when the port closes, and everything after the grace.
-        let abort = CancellationToken::new();
+        self.accept(listener, Port::Shared, stop).await;
+        self.connections.close(grace).await;
+    }
+
+    /// Accepts on one port until `stop`.
+    pub(super) async fn accept(self: &Arc<Self>, listener: TcpListener, port: Port, stop: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return,
             };
             let (stream, remote) = match accepted {
                 Ok(accepted) => accepted,
@@ -145,27 +192,20 @@ impl Ingress {
                     continue;
                 }
             };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            let Ok(slot) = Arc::clone(&self.connections.slots).try_acquire_owned() else {
                 self.metrics.refused("limit");
                 continue;
             };
-            let (this, stop, abort) = (Arc::clone(&self), stop.clone(), abort.clone());
-            let handshakes = Arc::clone(&handshakes);
-            connections.spawn(async move {
+            let (this, port, stop) = (Arc::clone(self), port.clone(), stop.clone());
+            self.connections.tasks.spawn(async move {
                 this.metrics.open.inc();
                 tokio::select! {
-                    () = this.serve(stream, remote, &handshakes, &stop) => {}
-                    () = abort.cancelled() => {}
+                    () = this.serve(stream, remote, &port, &stop) => {}
+                    () = this.connections.abort.cancelled() => {}
                 }
                 this.metrics.open.dec();
                 drop(slot);
             });
-        }
-        drop(listener);
-        connections.close();
-        if tokio::time::timeout(grace, connections.wait()).await.is_err() {
-            abort.cancel();
-            connections.wait().await;
         }
     }
 
@@ -173,37 +213,54 @@ impl Ingress {
         self: &Arc<Self>,
         mut stream: TcpStream,
         remote: SocketAddr,
-        handshakes: &Semaphore,
+        port: &Port,
         stop: &CancellationToken,
     ) {
         tcp::tune(&stream);
         let mut first = self.buffers.get();
-        let caller = match peek::caller(&mut stream, &mut first).await {
+        let caller = match self.caller(&mut stream, remote, &mut first, port).await {
             Ok(caller) => caller,
-            Err(why) => {
+            Err((remote, why)) => {
                 debug!(self.log, "connection closed"; "remote" => %remote, "error" => %why);
                 return self.metrics.refused(why.reason());
             }
         };
-        // Before a byte of a client is acted on; who a Peer is says its certificate, not its address.
-        if !matches!(caller, Caller::Tunnel) && !self.clients_allow.contains(remote.ip()) {
-            debug!(self.log, "client not allowed"; "remote" => %remote);
-            return self.metrics.refused("not_allowed");
-        }
+        let (remote, caller) = caller;
+        self.metrics.opened(caller.kind());
         match caller {
-            Caller::Tunnel => {
-                self.metrics.opened("tunnel");
-                Box::pin(self.tunnel(stream, first, remote, handshakes, stop)).await;
-            }
-            Caller::Tls(service) => {
-                self.metrics.opened("tls");
-                Box::pin(tls::serve(stream, first, service, Arc::clone(self))).await;
-            }
-            Caller::Http => {
-                self.metrics.opened("http");
-                Box::pin(http::serve(stream, first, Arc::clone(self), stop)).await;
-            }
+            Caller::Tunnel => Box::pin(self.tunnel(stream, first, remote, stop)).await,
+            Caller::Tls(service) => Box::pin(tls::serve(stream, first, service, Arc::clone(self))).await,
+            Caller::Http => Box::pin(http::serve(stream, first, Arc::clone(self), stop)).await,
+            Caller::H2c => Box::pin(h2c::serve(stream, first, self, stop)).await,
+            Caller::Socks => Box::pin(socks::serve(stream, first, self)).await,
+            Caller::Bound(port) => Box::pin(bound::serve(stream, first, &port, self)).await,
         }
+    }
+
+    /// Who calls, and from where.
+    async fn caller(
+        &self,
+        stream: &mut TcpStream,
+        mut remote: SocketAddr,
+        first: &mut CopyBuffer,
+        port: &Port,
+    ) -> Result<(SocketAddr, Caller), (SocketAddr, NoCaller)> {
+        if self.proxy_protocol_from.contains(remote.ip()) {
+            let header = peek::proxy_header(stream, first).await.map_err(|why| (remote, why))?;
+            remote = header.source.unwrap_or(remote);
+        }
+        let allowed = self.clients_allow.contains(remote.ip());
+        let caller = match port {
+            Port::Bound(port) if allowed => Ok(Caller::Bound(Arc::clone(port))),
+            Port::Bound(_) => Err(NoCaller::NotAllowed),
+            // Before a byte of a client is acted on; who a Peer is says its certificate, not its address.
+            Port::Shared => match peek::caller(stream, first).await {
+                Ok(caller) if allowed || caller.is_peer() => Ok(caller),
+                Ok(_) => Err(NoCaller::NotAllowed),
+                Err(why) => Err(why),
+            },
+        };
+        caller.map(|caller| (remote, caller)).map_err(|why| (remote, why))
     }
 
     /// Another Peer: handshake, hellos, then its forwards.
@@ -212,10 +269,9 @@ impl Ingress {
         stream: TcpStream,
         first: CopyBuffer,
         remote: SocketAddr,
-        handshakes: &Semaphore,
         stop: &CancellationToken,
     ) {
-        let slot = handshakes.acquire().await.expect("the semaphore is never closed");
+        let slot = self.connections.handshakes.acquire().await.expect("the semaphore is never closed");
         tcp::use_bbr(&stream);
         let replayed = Prefixed::new(Bytes::copy_from_slice(first.unread()), stream);
         drop(first);
@@ -261,96 +317,5 @@ impl Ingress {
             debug!(self.log, "tunnel ended"; "peer_id" => id, "error" => %error);
         }
         drop(link);
-    }
-}
-
-/// Ranges of source addresses, as `10.0.0.0/8`, `fd00::/8` or a single address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceRanges(Vec<(IpAddr, u8)>);
-
-/// Why a text is no range.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "'{0}' is no range of addresses: expected an IP address or one with its prefix length, as 10.0.0.0/8"
-)]
-pub struct BadRange(String);
-
-impl SourceRanges {
-    /// This host alone.
-    pub fn loopback() -> Self {
-        SourceRanges(vec![(Ipv4Addr::new(127, 0, 0, 0).into(), 8), (Ipv6Addr::LOCALHOST.into(), 128)])
-    }
-
-    /// From texts.
-    ///
-    /// # Errors
-    /// With the first that is no range.
-    pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, BadRange> {
-        texts.into_iter().map(parse_range).collect::<Result<_, _>>().map(SourceRanges)
-    }
-
-    /// Whether `ip` lies in one of them; an IPv4 address written as IPv6 counts as what it is.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
-        self.0.iter().any(|(range, bits)| match (range, ip) {
-            (IpAddr::V4(range), IpAddr::V4(ip)) => {
-                same_prefix(range.to_bits().into(), ip.to_bits().into(), *bits, 32)
-            }
-            (IpAddr::V6(range), IpAddr::V6(ip)) => same_prefix(range.to_bits(), ip.to_bits(), *bits, 128),
-            _ => false,
-        })
-    }
-}
-
-impl fmt::Display for SourceRanges {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let texts: Vec<String> = self.0.iter().map(|(ip, bits)| format!("{ip}/{bits}")).collect();
-        f.write_str(&texts.join(","))
-    }
-}
-
-fn parse_range(text: &str) -> Result<(IpAddr, u8), BadRange> {
-    let bad = || BadRange(text.chars().take(64).collect());
-    let (ip, bits) = match text.trim().split_once('/') {
-        Some((ip, bits)) => (ip, Some(bits)),
-        None => (text.trim(), None),
-    };
-    let ip = IpAddr::from_str(ip).map_err(|_| bad())?;
-    let most = if ip.is_ipv4() { 32 } else { 128 };
-    let bits = bits.map_or(Ok(most), |bits| bits.parse::<u8>().map_err(|_| bad()))?;
-    if bits > most { Err(bad()) } else { Ok((ip, bits)) }
-}
-
-fn same_prefix(a: u128, b: u128, bits: u8, width: u32) -> bool {
-    let ignored = width - u32::from(bits);
-    ignored >= 128 || (a ^ b) >> ignored == 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_hold_what_they_say() {
-        let ranges = SourceRanges::parse(["10.0.0.0/8", "192.0.2.7", "fd00::/8"]).unwrap();
-        for (ip, inside) in [
-            ("10.255.0.1", true),
-            ("11.0.0.1", false),
-            ("192.0.2.7", true),
-            ("192.0.2.8", false),
-            ("::ffff:10.1.1.1", true),
-            ("fd12::1", true),
-            ("fe80::1", false),
-        ] {
-            assert_eq!(ranges.contains(ip.parse().unwrap()), inside, "{ip}");
-        }
-        let all = SourceRanges::parse(["0.0.0.0/0", "::/0"]).unwrap();
-        assert!(all.contains("8.8.8.8".parse().unwrap()) && all.contains("2001:db8::1".parse().unwrap()));
-        let loopback = SourceRanges::loopback();
-        assert!(loopback.contains("127.9.9.9".parse().unwrap()) && loopback.contains("::1".parse().unwrap()));
-        assert!(!loopback.contains("10.0.0.1".parse().unwrap()));
-        for bad in ["", "10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0/8", "localhost"] {
-            assert!(SourceRanges::parse([bad]).is_err(), "{bad:?}");
-        }
     }
 }

@@ -1,13 +1,15 @@
 //! The first bytes of a connection: read into a buffer, looked at, and left there for whoever serves it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
-use p2p_peer_core::{SniffLimits, Sniffed, Unrecognised, sniff};
+use p2p_peer_core::{BadProxyHeader, ProxyHeader, SniffLimits, Sniffed, Unrecognised, sniff};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::bound::BoundPort;
 use crate::forward::splice::CopyBuffer;
 
 /// Clients of protocols in which the server speaks first stay silent; nobody else needs this long.
@@ -22,6 +24,31 @@ pub(super) enum Caller {
     Tls(ServiceName),
     /// An HTTP/1 client.
     Http,
+    /// An HTTP/2 client that uses no TLS.
+    H2c,
+    /// A SOCKS5 client.
+    Socks,
+    /// A client of the service this port is bound to.
+    Bound(Arc<BoundPort>),
+}
+
+impl Caller {
+    /// Whether this is no client.
+    pub(super) const fn is_peer(&self) -> bool {
+        matches!(self, Caller::Tunnel)
+    }
+
+    /// The kind in one word, for metrics.
+    pub(super) const fn kind(&self) -> &'static str {
+        match self {
+            Caller::Tunnel => "tunnel",
+            Caller::Tls(_) => "tls",
+            Caller::Http => "http",
+            Caller::H2c => "h2c",
+            Caller::Socks => "socks",
+            Caller::Bound(_) => "bound",
+        }
+    }
 }
 
 /// Why a connection is closed without an answer.
@@ -36,9 +63,12 @@ pub(super) enum NoCaller {
     /// It speaks nothing we serve.
     #[error(transparent)]
     Unrecognised(#[from] Unrecognised),
-    /// HTTP/2 is not routed.
-    #[error("HTTP/2 without TLS is not served: it names the service inside compressed headers")]
-    H2c,
+    /// It passes on connections of others and does not say whose.
+    #[error(transparent)]
+    ProxyHeader(#[from] BadProxyHeader),
+    /// Its address is in none of the ranges.
+    #[error("clients from there are not served: clients_allow does not list them")]
+    NotAllowed,
     /// TLS without a name.
     #[error("the TLS client names no service (SNI)")]
     NoName,
@@ -51,8 +81,24 @@ impl NoCaller {
             NoCaller::Gone => "gone",
             NoCaller::Silent => "silent",
             NoCaller::Unrecognised(_) => "unrecognised",
-            NoCaller::H2c => "h2c",
+            NoCaller::ProxyHeader(_) => "proxy_header",
+            NoCaller::NotAllowed => "not_allowed",
             NoCaller::NoName => "no_name",
+        }
+    }
+}
+
+/// Reads into `buffer` until the PROXY header at its front is whole, and takes it out.
+pub(super) async fn proxy_header(
+    stream: &mut TcpStream,
+    buffer: &mut CopyBuffer,
+) -> Result<ProxyHeader, NoCaller> {
+    let deadline = Instant::now() + FIRST_BYTES_TIMEOUT;
+    loop {
+        more(stream, buffer, deadline).await?;
+        if let Some(header) = p2p_peer_core::proxy_header(buffer.unread())? {
+            buffer.consume(header.bytes);
+            return Ok(header);
         }
     }
 }
@@ -63,19 +109,28 @@ pub(super) async fn caller(stream: &mut TcpStream, buffer: &mut CopyBuffer) -> R
     let limits = SniffLimits { max_client_hello_bytes: 32 * 1024, ..SniffLimits::default() };
     let deadline = Instant::now() + FIRST_BYTES_TIMEOUT;
     loop {
-        let read = tokio::time::timeout_at(deadline, stream.read(buffer.space()));
-        match read.await.map_err(|_| NoCaller::Silent)? {
-            Ok(0) | Err(_) => return Err(NoCaller::Gone),
-            Ok(count) => buffer.fill(count),
+        match sniff(buffer.unread(), &limits) {
+            Sniffed::Incomplete => more(stream, buffer, deadline).await?,
+            Sniffed::Http1 => return Ok(Caller::Http),
+            Sniffed::H2c => return Ok(Caller::H2c),
+            Sniffed::Socks5 => return Ok(Caller::Socks),
+            Sniffed::Tls(hello) if hello.is_peer_link() => return Ok(Caller::Tunnel),
+            Sniffed::Tls(hello) => {
+                return hello.server_name().cloned().map(Caller::Tls).ok_or(NoCaller::NoName);
+            }
+            Sniffed::Unknown(why) => return Err(why.into()),
         }
-        return match sniff(buffer.unread(), &limits) {
-            Sniffed::Incomplete => continue,
-            Sniffed::Http1 => Ok(Caller::Http),
-            Sniffed::H2c => Err(NoCaller::H2c),
-            Sniffed::Tls(hello) if hello.is_peer_link() => Ok(Caller::Tunnel),
-            Sniffed::Tls(hello) => hello.server_name().cloned().map(Caller::Tls).ok_or(NoCaller::NoName),
-            Sniffed::Socks5 => Err(Unrecognised::Protocol.into()),
-            Sniffed::Unknown(why) => Err(why.into()),
-        };
+    }
+}
+
+/// Reads some more.
+async fn more(stream: &mut TcpStream, buffer: &mut CopyBuffer, deadline: Instant) -> Result<(), NoCaller> {
+    let read = tokio::time::timeout_at(deadline, stream.read(buffer.space()));
+    match read.await.map_err(|_| NoCaller::Silent)? {
+        Ok(0) | Err(_) => Err(NoCaller::Gone),
+        Ok(count) => {
+            buffer.fill(count);
+            Ok(())
+        }
     }
 }

@@ -3,7 +3,9 @@
 
 mod bounds;
 mod carried;
+mod faces;
 mod retried;
+mod smuggling;
 
 use std::future::Future;
 use std::net::SocketAddr;
