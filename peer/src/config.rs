@@ -20,6 +20,7 @@ use p2p_runtime::mesh_key::MeshKey;
 use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, secret, socket};
 use serde::{Deserialize, Serialize};
 
+use crate::forward::AccessLog;
 use crate::ingress::{BINDS_MAX, Bind, SourceRanges};
 
 /// The environment variables that are read. Those without the prefix are what a deployment of the seed's own project
@@ -187,6 +188,11 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub print_tables: Option<String>,
 
+    /// Log forwards at their end: all, failed (those that did not end in order), off [default: failed]
+    #[arg(long, value_name = "WHAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<String>,
+
     /// error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -247,6 +253,8 @@ pub struct PeerConfig {
     pub max_reconnect: Option<u32>,
     /// What a change of the tables logs.
     pub print_tables: PrintTables,
+    /// Which forwards are logged.
+    pub access_log: AccessLog,
     /// From which level on records are logged.
     pub log_level: slog::Level,
     /// How log lines look.
@@ -350,6 +358,13 @@ impl RawConfig {
                     return Err(bad("print_tables", format!("'{other}' is none of full, change and off")));
                 }
             },
+            // One line for each of thousands a second is for those who ask; what failed, somebody will ask about.
+            access_log: self
+                .access_log
+                .as_deref()
+                .unwrap_or("failed")
+                .parse()
+                .map_err(|e| bad("access_log", e))?,
             // What a user feels is logged at info; debug shows every decision.
             log_level: parse_level(self.log_level.as_deref().unwrap_or("info"))
                 .map_err(|e| bad("log_level", e))?,
@@ -503,6 +518,7 @@ mod tests {
             (RawConfig { mesh: Some("star".into()), ..minimal() }, "mesh"),
             (RawConfig { on_servers_lost: Some("panic".into()), ..minimal() }, "on_servers_lost"),
             (RawConfig { print_tables: Some("no".into()), ..minimal() }, "print_tables"),
+            (RawConfig { access_log: Some("yes".into()), ..minimal() }, "access_log"),
             (RawConfig { log_level: Some("loud".into()), ..minimal() }, "log_level"),
         ] {
             assert_eq!(raw.validate().unwrap_err().setting, setting);

@@ -2,6 +2,7 @@
 //! meet through is played by the test, which hands each agent what a Server would push.
 
 pub(crate) mod played;
+pub(crate) mod records;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -28,9 +29,10 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::records::Records;
 use crate::forward::owner::Owner;
 use crate::forward::splice::Buffers;
-use crate::forward::{ForwardMetrics, Forwarder, Forwards, Recents};
+use crate::forward::{AccessLog, ForwardMetrics, Forwarder, Forwards, Recents};
 use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, IngressMetrics, SourceRanges};
 use crate::published::{Myself, Views};
 use crate::tunnel::{DirectDialer, Pool, PoolLimits};
@@ -48,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) pool: Pool,
     pub(crate) forwards: Arc<Forwards>,
     pub(crate) bound: BoundPorts,
+    pub(crate) forward_metrics: ForwardMetrics,
+    pub(crate) records: Records,
     pub(crate) stop: CancellationToken,
     agent: Mutex<Agent>,
     session: SessionToken,
@@ -61,6 +65,7 @@ pub(crate) struct Node {
 /// Bounds of a [`Node`].
 pub(crate) struct Bounds {
     pub(crate) forwards: usize,
+    pub(crate) access_log: AccessLog,
     pub(crate) pool: PoolLimits,
     pub(crate) ingress: IngressLimits,
     pub(crate) clients_allow: SourceRanges,
@@ -71,6 +76,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Bounds {
             forwards: 4_096,
+            access_log: AccessLog::All,
             pool: PoolLimits::default(),
             ingress: IngressLimits { connections: 4_096, handshakes: 64 },
             clients_allow: SourceRanges::loopback(),
@@ -140,7 +146,10 @@ impl World {
         let myself = Arc::new(Myself::new(id, cluster_id, incarnation, Epoch(1)));
         let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
         let pool = Pool::new(dialer, Arc::clone(&views), bounds.pool, log.clone());
-        let forwards = Forwards::new(bounds.forwards, ForwardMetrics::default());
+        let records = Records::default();
+        let forward_metrics = ForwardMetrics::default();
+        let forwards =
+            Forwards::new(bounds.forwards, forward_metrics.clone(), bounds.access_log, records.logger());
         let buffers = Buffers::default();
         let forwarder = Forwarder {
             views: Arc::clone(&views),
@@ -180,6 +189,8 @@ impl World {
             pool,
             forwards,
             bound,
+            forward_metrics,
+            records,
             stop,
             agent,
             session,

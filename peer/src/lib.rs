@@ -17,5 +17,6 @@ mod published;
 mod session_task;
 mod tunnel;
 
+pub use forward::AccessLog;
 pub use ingress::{BadBind, BadRange, Bind, SourceRanges};
 pub use peer::Peer;

@@ -148,7 +148,8 @@ impl Peer {
         let buffers = Buffers::default();
         let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
         let pool = Pool::new(dialer, Arc::clone(&views), PoolLimits::default(), log.clone());
-        let forwards = Forwards::new(limits.connections, metrics.forwards.clone());
+        let forwards =
+            Forwards::new(limits.connections, metrics.forwards.clone(), config.access_log, log.clone());
         let ingress = Arc::new(Ingress {
             forwarder: Forwarder {
                 views: Arc::clone(&views),

@@ -23,6 +23,7 @@ use slog::debug;
 use tokio::time::Instant;
 
 use super::Forwarder;
+use super::metrics::Answer;
 use super::open::OpenError;
 use super::splice::{Carrier, CopyBuffer};
 use crate::tunnel::{Lease, PoolError, TunnelError};
@@ -162,12 +163,17 @@ impl Forwarder {
                     left |= ask.sent > 0;
                     match verdict {
                         Ok(()) => {
+                            self.forwards.count_answer(Answer::Accepted);
                             if let Some(other) = other {
                                 other.lease.abort();
                             }
                             return Ok(Accepted { lease: ask.lease, sent: ask.sent });
                         }
                         Err(TunnelError::Refused { code, text }) => {
+                            self.forwards.count_answer(match code {
+                                ErrorCode::AlreadyRuns => Answer::Unexpected,
+                                _ => Answer::Refused,
+                            });
                             tokio::spawn(ask.lease.retire());
                             let refused = TunnelError::Refused { code, text };
                             match other {
@@ -193,6 +199,10 @@ impl Forwarder {
                             }
                         }
                         Err(error) => {
+                            self.forwards.count_answer(match error {
+                                TunnelError::OtherForward { .. } => Answer::Unexpected,
+                                _ => Answer::Lost,
+                            });
                             debug!(self.log, "tunnel lost before the verdict";
                                 "proxy_id" => %request.proxy_id, "peer_id" => owner, "error" => %error);
                             match (nth, other) {
@@ -221,6 +231,7 @@ impl Forwarder {
                 Event::Due => {
                     let silent = first.as_mut().is_some_and(|ask| !ask.lease.tunnel().is_received());
                     if Instant::now() >= verdict_by {
+                        self.forwards.count_answer(Answer::TimedOut);
                         for ask in first.into_iter().chain(second.take_asked()) {
                             left |= ask.sent > 0;
                             ask.lease.abort();
@@ -229,6 +240,7 @@ impl Forwarder {
                     }
                     due.as_mut().reset(verdict_by);
                     if silent && matches!(second, Second::NotNeeded) {
+                        self.forwards.count_answer(Answer::TimedOut);
                         debug!(self.log, "forward not heard of"; "proxy_id" => %request.proxy_id,
                             "peer_id" => owner);
                         second = self.open_second(owner, verdict_by);

@@ -12,8 +12,8 @@ use slog::debug;
 use tokio::net::TcpStream;
 
 use super::open::NotOpened;
-use super::splice::{CopyBuffer, Pipe, Plain, copy_both};
-use super::{Forwarder, Opened, Protocol, ending};
+use super::splice::{Broken, CopyBuffer, Pipe, Plain, copy_both};
+use super::{End, Forwarder, Opened, Protocol, ending};
 
 /// What a client wants that speaks to the service directly.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Forwarder {
         let mut down = self.buffers.get();
         down.space()[..greeting.len()].copy_from_slice(greeting);
         down.fill(greeting.len());
-        self.copy(client, opened, service, (first, down)).await;
+        self.copy(client, opened, (first, down)).await;
         Ok(())
     }
 
@@ -52,18 +52,20 @@ impl Forwarder {
         &self,
         client: &mut TcpStream,
         mut opened: Opened,
-        service: &ServiceName,
         (up, down): (CopyBuffer, CopyBuffer),
     ) {
         let mut near = Plain::new(&mut *client);
         let (mut there, mut back) = (Pipe::new(up), Pipe::new(down));
-        match copy_both((&mut near, &mut there), (&mut opened.upstream, &mut back)).await {
-            Ok(()) => opened.upstream.retire().await,
+        match copy_both((&mut near, &mut there), (&mut opened, &mut back)).await {
+            Ok(()) => opened.retire().await,
             Err(error) => {
-                debug!(self.log, "forward broke"; "proxy_id" => %opened.forward.proxy_id(),
-                    "service" => %service, "error" => %error);
-                self.forwards.count_failed();
-                opened.upstream.abort();
+                let forward = opened.forward();
+                debug!(self.log, "forward broke"; "proxy_id" => %forward.proxy_id(),
+                    "service" => %forward.service(), "error" => %error);
+                opened.abort(match error {
+                    Broken::From(_) => End::Client,
+                    Broken::To(_) => End::Service,
+                });
                 ending::abort(client);
             }
         }

@@ -1,7 +1,8 @@
 //! [`Forwarder`]: the way from a client to a service, opened: a backend of this Peer, or a tunnel to the owner.
 
+use std::future::Future;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::ask::{Accepted, NotAccepted, Request};
 use super::splice::{Buffers, Carrier, CopyBuffer, Plain};
-use super::{Forward, Forwards, backend};
+use super::{End, Forward, Forwards, backend};
 use crate::published::Views;
 use crate::tunnel::{Lease, Pool, PoolError, TunnelError};
 
@@ -95,20 +96,17 @@ impl NotOpened {
     }
 }
 
-/// A forward that is open.
+/// A forward that is open. What it carries towards the service, as a [`Carrier`], is counted.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// Where the bytes go.
-    pub(crate) upstream: Upstream,
-    /// How many of the first bytes were sent.
-    pub(crate) sent: usize,
-    /// Its name and slot.
-    pub(crate) forward: Forward,
+    upstream: Upstream,
+    forward: Forward,
+    sent: usize,
 }
 
 /// The other end of a forward, seen from the client.
 #[derive(Debug)]
-pub(crate) enum Upstream {
+pub(super) enum Upstream {
     /// A backend of this Peer.
     Local(Plain<TcpStream>),
     /// A tunnel to the owner.
@@ -118,7 +116,7 @@ pub(crate) enum Upstream {
 impl Forwarder {
     /// Opens the way to `service`: an own backend first, else an owner that can be reached, best first
     /// (SPEC F8). The first `count` bytes of `first` leave with FORWARD and are kept until the verdict; how many of
-    /// them were sent, and are gone from `first`, is in [`Opened`]. Another owner is asked after a refusal that
+    /// them were sent, and are gone from `first`, says [`Opened::sent`]. Another owner is asked after a refusal that
     /// concerns the first alone, or while no byte has left (SPEC F7).
     ///
     /// # Errors
@@ -130,15 +128,15 @@ impl Forwarder {
         count: usize,
     ) -> Result<Opened, NotOpened> {
         let full = || NotOpened { proxy_id: super::new_proxy_id(), error: OpenError::Full };
-        let forward = self.forwards.begin().ok_or_else(full)?;
+        let mut forward = self.forwards.begin(service).ok_or_else(full)?;
         let proxy_id = forward.proxy_id();
-        let deadline = Instant::now() + OPEN_TIMEOUT;
+        let deadline = forward.began() + OPEN_TIMEOUT;
         match self.upstream(Request { proxy_id, service, first, count, deadline }).await {
-            Ok((upstream, sent)) => Ok(Opened { upstream, sent, forward }),
+            Ok((upstream, sent)) => Ok(Opened::new(upstream, sent, forward)),
             Err(error) => {
                 debug!(self.log, "cannot open forward"; "proxy_id" => %proxy_id, "service" => %service,
                     "code" => error.code().as_str(), "error" => %error);
-                self.forwards.count_failed();
+                forward.end(End::NotOpened(error.code()));
                 Err(NotOpened { proxy_id, error })
             }
         }
@@ -171,29 +169,62 @@ impl Forwarder {
     }
 }
 
-impl Upstream {
-    /// Ends the forward in order after its last byte was sent, and keeps the tunnel.
-    pub(crate) async fn retire(self) {
-        if let Upstream::Remote(lease) = self {
-            lease.retire().await;
+impl Opened {
+    /// From here on bytes flow; `sent` of the client's already have.
+    pub(super) fn new(upstream: Upstream, sent: usize, mut forward: Forward) -> Self {
+        forward.opened(match &upstream {
+            Upstream::Local(_) => None,
+            Upstream::Remote(lease) => Some((lease.peer(), lease.path())),
+        });
+        forward.count(sent as u64, 0);
+        Opened { upstream, forward, sent }
+    }
+
+    /// The account of the forward.
+    pub(crate) fn forward(&self) -> &Forward {
+        &self.forward
+    }
+
+    /// How many of the first bytes were sent.
+    pub(crate) fn sent(&self) -> usize {
+        self.sent
+    }
+
+    /// Ends the forward in order after its last byte was sent. The future keeps the tunnel, if that settles.
+    pub(crate) fn retire(self) -> impl Future<Output = ()> + Send + 'static {
+        let Opened { upstream, mut forward, .. } = self;
+        forward.end(End::Done);
+        drop(forward);
+        async move {
+            if let Upstream::Remote(lease) = upstream {
+                lease.retire().await;
+            }
         }
     }
 
+    /// Ends the forward of which the service, or the way to it, took leave while nothing was under way.
+    pub(crate) fn leave(mut self) {
+        self.forward.end(End::Done);
+    }
+
     /// Ends the forward in the middle, so that the service does not take what it got for the whole.
-    pub(crate) fn abort(self) {
-        if let Upstream::Local(backend) = self {
+    pub(crate) fn abort(mut self, end: End) {
+        self.forward.end(end);
+        if let Upstream::Local(backend) = self.upstream {
             super::ending::abort(backend.get_ref());
         }
         // A tunnel that is dropped breaks the forward at its owner.
     }
 }
 
-impl Carrier for Upstream {
+impl Carrier for Opened {
     fn poll_recv(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, TunnelError>> {
-        match self {
+        let received = ready!(match &mut self.upstream {
             Upstream::Local(backend) => backend.poll_recv(cx, into),
             Upstream::Remote(lease) => lease.tunnel().poll_recv(cx, into),
-        }
+        })?;
+        self.forward.count(0, received as u64);
+        Poll::Ready(Ok(received))
     }
 
     fn poll_send(
@@ -203,21 +234,23 @@ impl Carrier for Upstream {
         count: usize,
         last: bool,
     ) -> Poll<Result<usize, TunnelError>> {
-        match self {
+        let sent = ready!(match &mut self.upstream {
             Upstream::Local(backend) => backend.poll_send(cx, from, count, last),
             Upstream::Remote(lease) => lease.tunnel().poll_send(cx, from, count, last),
-        }
+        })?;
+        self.forward.count(sent as u64, 0);
+        Poll::Ready(Ok(sent))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
-        match self {
+        match &mut self.upstream {
             Upstream::Local(backend) => backend.poll_flush(cx),
             Upstream::Remote(lease) => lease.tunnel().poll_flush(cx),
         }
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
-        match self {
+        match &mut self.upstream {
             Upstream::Local(backend) => backend.poll_finish(cx),
             Upstream::Remote(lease) => lease.tunnel().poll_finish(cx),
         }

@@ -12,13 +12,13 @@ use p2p_common::{ErrorCode, NodeId};
 use p2p_peer_core::{ForwardRefusal, ForwardTo};
 use slog::{Logger, debug};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::open::{Opened, Upstream};
 use super::recent::{Recent, TakeUp};
-use super::splice::{Buffers, Pipe, Plain, copy_both};
-use super::{Forward, Forwards, Recents, backend, ending};
+use super::splice::{Broken, Buffers, Pipe, copy_both};
+use super::{End, Forward, Forwards, Recents, backend};
 use crate::published::Views;
 use crate::tunnel::{Tunnel, TunnelError};
 
@@ -74,47 +74,64 @@ impl Owner {
             };
             let Some((proxy_id, service)) = next else { return Ok(()) };
             tunnel.received(proxy_id);
-            let slot = self.take_up(&recent, proxy_id);
-            let backend = match &slot {
-                Ok(_) => {
-                    let open = self.open(caller, &service);
-                    tokio::pin!(open);
-                    match tokio::time::timeout(HOLD, &mut open).await {
-                        Ok(backend) => backend,
-                        Err(_) => {
-                            tunnel.flush().await?;
-                            open.await
-                        }
+            let (code, text) = match self.take_up(&recent, proxy_id, &service, caller) {
+                Ok(mut forward) => match self.upstream(&mut tunnel, caller, &service).await? {
+                    Ok(upstream) => {
+                        self.carry(&mut tunnel, Opened::new(upstream, 0, forward)).await?;
+                        continue;
                     }
-                }
-                Err((code, text)) => Err(Refusal { code: *code, text: (*text).to_owned() }),
+                    Err(Refusal { code, text }) => {
+                        forward.end(End::NotOpened(code));
+                        (code, text)
+                    }
+                },
+                Err((code, text)) => (code, text.to_owned()),
             };
-            match backend {
-                Ok(backend) => self.carry(&mut tunnel, proxy_id, &service, backend).await?,
-                Err(Refusal { code, text }) => {
-                    debug!(self.log, "forward refused"; "proxy_id" => %proxy_id, "service" => %service,
-                        "peer_id" => caller, "code" => code.as_str(), "error" => &text);
-                    self.forwards.count_failed();
-                    tunnel.refuse(proxy_id, code, text, DISCARD_MAX_BYTES).await?;
-                }
-            }
+            debug!(self.log, "forward refused"; "proxy_id" => %proxy_id, "service" => %service,
+                "peer_id" => caller, "code" => code.as_str(), "error" => &text);
+            tunnel.refuse(proxy_id, code, text, DISCARD_MAX_BYTES).await?;
         }
     }
 
+    /// Opens the way to the service; RECEIVED leaves when that takes its time.
+    async fn upstream<S>(
+        &self,
+        tunnel: &mut Tunnel<S>,
+        caller: NodeId,
+        service: &ServiceName,
+    ) -> Result<Result<Upstream, Refusal>, TunnelError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let open = self.open(caller, service);
+        tokio::pin!(open);
+        if let Ok(opened) = tokio::time::timeout(HOLD, &mut open).await {
+            return Ok(opened);
+        }
+        tunnel.flush().await?;
+        Ok(open.await)
+    }
+
     /// A slot for the forward, once.
-    fn take_up(&self, recent: &Recent, proxy_id: ProxyId) -> Result<Forward, (ErrorCode, &'static str)> {
+    fn take_up(
+        &self,
+        recent: &Recent,
+        proxy_id: ProxyId,
+        service: &ServiceName,
+        caller: NodeId,
+    ) -> Result<Forward, (ErrorCode, &'static str)> {
         // Remembered before anything else may refuse it: the caller may go elsewhere then.
         match recent.take_up(proxy_id, Instant::now()) {
             TakeUp::New => self
                 .forwards
-                .serve(proxy_id)
+                .serve(proxy_id, service.clone(), caller)
                 .ok_or((ErrorCode::Exhausted, "its owner carries as many forwards as it can")),
             TakeUp::Again => Err((ErrorCode::AlreadyRuns, "its owner has taken the forward up already")),
             TakeUp::Full => Err((ErrorCode::Exhausted, "its owner takes no more forwards in this minute")),
         }
     }
 
-    async fn open(&self, caller: NodeId, service: &ServiceName) -> Result<Plain<TcpStream>, Refusal> {
+    async fn open(&self, caller: NodeId, service: &ServiceName) -> Result<Upstream, Refusal> {
         let backend = match self.views.tables().may_forward(caller, service) {
             Ok(ForwardTo::Backend(backend)) => backend,
             Ok(ForwardTo::Carry { .. }) => {
@@ -124,7 +141,7 @@ impl Owner {
             Err(ForwardRefusal { code, text }) => return Err(Refusal { code, text }),
         };
         // The backend's address is the owner's affair: it goes into its own log, not to the caller.
-        backend::connect(&backend).await.map_err(|error| {
+        backend::connect(&backend).await.map(Upstream::Local).map_err(|error| {
             debug!(self.log, "backend failed"; "service" => %service, "error" => %error);
             let text = match backend::code(&error) {
                 ErrorCode::BackendTimeout => "the backend did not answer its owner in time",
@@ -134,29 +151,29 @@ impl Owner {
         })
     }
 
-    async fn carry<S>(
-        &self,
-        tunnel: &mut Tunnel<S>,
-        proxy_id: ProxyId,
-        service: &ServiceName,
-        mut backend: Plain<TcpStream>,
-    ) -> Result<(), TunnelError>
+    async fn carry<S>(&self, tunnel: &mut Tunnel<S>, mut opened: Opened) -> Result<(), TunnelError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        tunnel.accept(proxy_id);
+        tunnel.accept(opened.forward().proxy_id());
         let mut there = Pipe::new(self.buffers.get());
         let mut back = Pipe::new(self.buffers.get()).hold(HOLD);
-        match copy_both((&mut *tunnel, &mut there), (&mut backend, &mut back)).await {
+        match copy_both((&mut *tunnel, &mut there), (&mut opened, &mut back)).await {
             Ok(()) => {
                 tunnel.reset();
+                // A backend needs no time to settle.
+                opened.retire().await;
                 Ok(())
             }
-            Err(error) => {
-                debug!(self.log, "forward broke"; "proxy_id" => %proxy_id, "service" => %service,
-                    "error" => %error);
-                self.forwards.count_failed();
-                ending::abort(backend.get_ref());
+            Err(broken) => {
+                let forward = opened.forward();
+                debug!(self.log, "forward broke"; "proxy_id" => %forward.proxy_id(),
+                    "service" => %forward.service(), "error" => %broken);
+                let (end, error) = match broken {
+                    Broken::From(error) => (End::Client, error),
+                    Broken::To(error) => (End::Service, error),
+                };
+                opened.abort(end);
                 Err(error)
             }
         }

@@ -240,6 +240,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for Plain<S> {
     }
 }
 
+/// Which end of a copy broke.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// Where the bytes come from.
+    #[error(transparent)]
+    From(TunnelError),
+    /// Where they go to.
+    #[error(transparent)]
+    To(TunnelError),
+}
+
 /// One direction of a copy that ends with its stream.
 pub(crate) struct Pipe {
     /// What was read and not sent.
@@ -271,27 +282,27 @@ impl Pipe {
         cx: &mut Context<'_>,
         from: &mut A,
         to: &mut B,
-    ) -> Poll<Result<(), TunnelError>> {
+    ) -> Poll<Result<(), Broken>> {
         if self.finished {
             return Poll::Ready(Ok(()));
         }
         loop {
             while !self.buffer.is_empty() {
                 let count = self.buffer.unread().len();
-                ready!(to.poll_send(cx, &mut self.buffer, count, self.ended))?;
+                ready!(to.poll_send(cx, &mut self.buffer, count, self.ended)).map_err(Broken::To)?;
                 self.unflushed = true;
                 self.hold = None;
             }
             if let Some(error) = self.failed.take() {
-                return Poll::Ready(Err(error));
+                return Poll::Ready(Err(Broken::From(error)));
             }
             if self.ended {
-                ready!(to.poll_finish(cx))?;
+                ready!(to.poll_finish(cx)).map_err(Broken::To)?;
                 self.finished = true;
                 return Poll::Ready(Ok(()));
             }
-            if self.fill(cx, from)?.is_pending() {
-                return self.poll_flush(cx, to);
+            if self.fill(cx, from).map_err(Broken::From)?.is_pending() {
+                return self.poll_flush(cx, to).map_err(Broken::To);
             }
         }
     }
@@ -331,14 +342,17 @@ impl Pipe {
 /// of any use.
 ///
 /// # Errors
-/// What an end reports.
+/// What an end reports; which one, seen from `a`.
 pub(crate) async fn copy_both<A: Carrier, B: Carrier>(
     (a, from_a): (&mut A, &mut Pipe),
     (b, from_b): (&mut B, &mut Pipe),
-) -> Result<(), TunnelError> {
+) -> Result<(), Broken> {
     std::future::poll_fn(|cx| {
         let there = from_a.poll(cx, a, b)?;
-        let back = from_b.poll(cx, b, a)?;
+        let back = from_b.poll(cx, b, a).map_err(|broken| match broken {
+            Broken::From(error) => Broken::To(error),
+            Broken::To(error) => Broken::From(error),
+        })?;
         if there.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::exchange::{Exchange, Failure, Outcome};
 use super::listener::Ingress;
 use crate::forward::splice::{Carrier, CopyBuffer, Plain};
-use crate::forward::{Opened, Protocol, RawCall, ending, new_proxy_id};
+use crate::forward::{End, Opened, Protocol, RawCall, ending, new_proxy_id};
 
 /// A head arrives within this time once it began: longer than a phone on a train needs, short enough that a
 /// slow attacker pays with connections.
@@ -66,7 +66,7 @@ pub(super) async fn serve(
     };
     while let Next::Request = connection.step(stop).await {}
     if let Some(open) = connection.open.take() {
-        open.opened.upstream.retire().await;
+        open.opened.retire().await;
     }
 }
 
@@ -86,7 +86,6 @@ struct Connection {
 
 /// The forward that is open.
 struct Open {
-    service: ServiceName,
     opened: Opened,
     /// A response came on it.
     used: bool,
@@ -146,12 +145,16 @@ impl Connection {
     /// Ready with the client's first bytes, or when no forward is open any more.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NoHead>> {
         if let Some(open) = &mut self.open {
-            match open.opened.upstream.poll_recv(cx, self.down.space()) {
+            match open.opened.poll_recv(cx, self.down.space()) {
                 Poll::Pending => {}
                 // The service ended it in order: the tunnel is as good as new.
                 Poll::Ready(Ok(0)) => self.retire(),
                 // It broke, or an answer to nothing came.
-                Poll::Ready(Ok(_) | Err(_)) => self.open = None,
+                Poll::Ready(Ok(_) | Err(_)) => {
+                    if let Some(open) = self.open.take() {
+                        open.opened.leave();
+                    }
+                }
             }
         }
         let client = self.poll_client(cx);
@@ -198,7 +201,7 @@ impl Connection {
             return self.connect(head, service).await;
         }
         self.ingress.forwarder.forwards.count_request(Protocol::Http);
-        if self.open.as_ref().is_some_and(|open| open.service != *service) {
+        if self.open.as_ref().is_some_and(|open| open.opened.forward().service() != service) {
             self.retire();
         }
         let mut exchange = Exchange::new(head, &self.limits);
@@ -212,8 +215,8 @@ impl Connection {
             };
             match Box::pin(self.ingress.forwarder.open(service, &mut self.up, first)).await {
                 Ok(opened) => {
-                    exchange.sent(opened.sent);
-                    self.open = Some(Open { service: service.clone(), opened, used: false });
+                    exchange.sent(opened.sent());
+                    self.open = Some(Open { opened, used: false });
                 }
                 Err(refused) => {
                     let status = Status::of(refused.code());
@@ -228,8 +231,7 @@ impl Connection {
     async fn exchange(&mut self, head: &RequestHead, mut exchange: Exchange) -> Next {
         let Some(open) = &mut self.open else { return Next::Close };
         let outcome = poll_fn(|cx| {
-            let upstream = &mut open.opened.upstream;
-            exchange.poll(cx, &mut self.client, upstream, (&mut self.up, &mut self.down))
+            exchange.poll(cx, &mut self.client, &mut open.opened, (&mut self.up, &mut self.down))
         })
         .await;
         self.client_ended |= exchange.client_ended();
@@ -270,10 +272,10 @@ impl Connection {
 
     /// Both sides left HTTP.
     async fn copy_raw(&mut self) {
-        let Some(Open { service, opened, .. }) = self.open.take() else { return };
+        let Some(Open { opened, .. }) = self.open.take() else { return };
         let up = self.ingress.buffers.swap(&mut self.up);
         let down = self.ingress.buffers.swap(&mut self.down);
-        self.ingress.forwarder.copy(self.client.get_mut(), opened, &service, (up, down)).await;
+        self.ingress.forwarder.copy(self.client.get_mut(), opened, (up, down)).await;
     }
 
     /// The exchange was the last one: ends both connections in order.
@@ -283,11 +285,12 @@ impl Connection {
             // A client that is gone needs no goodbye; the tunnel is kept all the same.
             let _ = poll_fn(|cx| self.client.poll_finish(cx)).await;
             if let Some(open) = open {
-                open.opened.upstream.retire().await;
+                open.opened.retire().await;
             }
         } else {
+            // The service answered before it had the whole request, and has had enough.
             if let Some(open) = open {
-                open.opened.upstream.abort();
+                open.opened.abort(End::Done);
             }
             ending::close_lingering(self.client.get_mut()).await;
         }
@@ -297,19 +300,22 @@ impl Connection {
     fn retire(&mut self) {
         self.down.clear();
         if let Some(open) = self.open.take() {
-            tokio::spawn(open.opened.upstream.retire());
+            tokio::spawn(open.opened.retire());
         }
     }
 
     async fn failed(&mut self, head: &RequestHead, exchange: &Exchange, failure: Failure) -> Next {
         let Some(open) = self.open.take() else { return Next::Close };
-        let proxy_id = open.opened.forward.proxy_id();
+        let proxy_id = open.opened.forward().proxy_id();
         match &failure {
             Failure::Client(_) => self.reset(open, &failure),
             _ if exchange.response_begun() => self.reset(open, &failure),
             // See above: as it is without us.
             Failure::Upstream(_) | Failure::Response(FramingError::Truncated)
-                if open.used && !exchange.response_seen() => {}
+                if open.used && !exchange.response_seen() =>
+            {
+                self.abort(open, &failure);
+            }
             _ => {
                 self.abort(open, &failure);
                 self.tell_and_close(Some(head), proxy_id, failure.status(), &failure).await;
@@ -319,17 +325,17 @@ impl Connection {
     }
 
     /// Breaks both connections.
-    fn reset(&self, open: Open, why: &(dyn fmt::Display + Sync)) {
+    fn reset(&self, open: Open, why: &Failure) {
         self.abort(open, why);
         ending::abort(self.client.get_ref());
     }
 
     /// Breaks the connection to the service.
-    fn abort(&self, open: Open, why: &(dyn fmt::Display + Sync)) {
-        debug!(self.ingress.log, "forward broke"; "proxy_id" => %open.opened.forward.proxy_id(),
-            "service" => %open.service, "error" => %why);
-        self.ingress.forwarder.forwards.count_failed();
-        open.opened.upstream.abort();
+    fn abort(&self, open: Open, why: &Failure) {
+        let forward = open.opened.forward();
+        debug!(self.ingress.log, "forward broke"; "proxy_id" => %forward.proxy_id(),
+            "service" => %forward.service(), "error" => %why);
+        open.opened.abort(why.end());
     }
 
     /// Answers a request that is not forwarded; `whole` is its length if all of it lies in the buffer.

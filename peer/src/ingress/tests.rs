@@ -1,6 +1,7 @@
 //! Requests through two Peers over loopback: client, ingress, tunnel, owner, backend; nothing is faked but the
 //! Server the Peers meet through.
 
+mod accounted;
 mod bounds;
 mod carried;
 mod faces;

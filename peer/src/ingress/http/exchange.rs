@@ -9,8 +9,8 @@ use p2p_peer_core::{
 };
 use tokio::net::TcpStream;
 
-use crate::forward::open::Upstream;
 use crate::forward::splice::{Carrier, CopyBuffer, Plain};
+use crate::forward::{End, Opened};
 use crate::tunnel::TunnelError;
 
 /// How an exchange ended.
@@ -35,6 +35,14 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// What the forward's account is told.
+    pub(super) fn end(&self) -> End {
+        match self {
+            Failure::Client(_) | Failure::Request(_) => End::Client,
+            Failure::Upstream(_) | Failure::Response(_) => End::Service,
+        }
+    }
+
     /// What the client is told.
     pub(super) fn status(&self) -> Status {
         match self {
@@ -141,7 +149,7 @@ impl Exchange {
         &mut self,
         cx: &mut Context<'_>,
         client: &mut Plain<TcpStream>,
-        upstream: &mut Upstream,
+        upstream: &mut Opened,
         (up, down): (&mut CopyBuffer, &mut CopyBuffer),
     ) -> Poll<Outcome> {
         if !self.request_broke
@@ -160,7 +168,7 @@ impl Exchange {
         &mut self,
         cx: &mut Context<'_>,
         client: &mut Plain<TcpStream>,
-        upstream: &mut Upstream,
+        upstream: &mut Opened,
         buffer: &mut CopyBuffer,
     ) -> Poll<Failure> {
         loop {
@@ -220,7 +228,7 @@ impl Exchange {
         &mut self,
         cx: &mut Context<'_>,
         client: &mut Plain<TcpStream>,
-        upstream: &mut Upstream,
+        upstream: &mut Opened,
         buffer: &mut CopyBuffer,
     ) -> Poll<Outcome> {
         let failed = |failure| Poll::Ready(Outcome::Failed(failure));

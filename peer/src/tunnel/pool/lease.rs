@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use p2p_common::NodeId;
+use p2p_common::link::PathKind;
 use p2p_runtime::tls::ClientTlsStream;
 use slog::debug;
 use tokio::net::TcpStream;
@@ -57,6 +59,16 @@ impl Lease {
     /// The tunnel.
     pub(crate) fn tunnel(&mut self) -> &mut Tunnel<ClientTlsStream<TcpStream>> {
         &mut self.direct.as_mut().expect("only giving back takes it").tunnel
+    }
+
+    /// To whom it is.
+    pub(crate) fn peer(&self) -> NodeId {
+        self.remote.id
+    }
+
+    /// How its bytes travel.
+    pub(crate) fn path(&self) -> PathKind {
+        PathKind::Direct
     }
 
     /// The round trip of its hellos.

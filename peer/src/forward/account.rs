@@ -1,0 +1,310 @@
+//! [`Forwards`]: the slots of forwards, and the account of each: what it carried, how long it took and how it
+//! ended, for metrics and for the access log.
+//!
+//! A [`Forward`] counts for itself alone; shared counts move when it is opened, each [`TELL_BYTES`], and at its end.
+
+use std::collections::HashSet;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use p2p_common::link::PathKind;
+use p2p_common::service::ServiceName;
+use p2p_common::wire::tunnel::ProxyId;
+use p2p_common::{ErrorCode, NodeId};
+use slog::{Logger, info};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::Protocol;
+use super::metrics::{Answer, ForwardMetrics};
+use super::names::Names;
+
+/// A long forward shows in the metrics in steps of so many bytes.
+const TELL_BYTES: u64 = 1 << 20;
+
+/// Which forwards are logged at their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AccessLog {
+    /// Each one.
+    All,
+    /// Those that did not end in order.
+    #[default]
+    Failed,
+    /// None.
+    Off,
+}
+
+impl FromStr for AccessLog {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(AccessLog::All),
+            "failed" => Ok(AccessLog::Failed),
+            "off" => Ok(AccessLog::Off),
+            _ => Err(format!("'{text}' is none of all, failed and off")),
+        }
+    }
+}
+
+/// The part of this Peer in a forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The client came here.
+    Ingress,
+    /// The service is here, or further on.
+    Owner,
+}
+
+impl Role {
+    pub(super) const ALL: [Role; 2] = [Role::Ingress, Role::Owner];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Role::Ingress => "ingress",
+            Role::Owner => "owner",
+        }
+    }
+}
+
+/// How a forward ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Both directions in order.
+    Done,
+    /// It was never opened.
+    NotOpened(ErrorCode),
+    /// The client broke it, or what it sent could not be carried.
+    Client,
+    /// The service broke it, or the way to it did, or what it sent could not be carried.
+    Service,
+    /// This Peer stopped.
+    Stopped,
+}
+
+impl End {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            End::Done => "done",
+            End::NotOpened(code) => code.as_str(),
+            End::Client => "client_broke",
+            End::Service => "service_broke",
+            End::Stopped => "stopped",
+        }
+    }
+}
+
+/// The forwards in flight.
+#[derive(Debug)]
+pub(crate) struct Forwards {
+    slots: Arc<Semaphore>,
+    in_flight: Mutex<HashSet<u32>>,
+    names: Names,
+    metrics: ForwardMetrics,
+    access: AccessLog,
+    log: Logger,
+}
+
+/// One forward in flight, until dropped.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    proxy_id: ProxyId,
+    service: ServiceName,
+    role: Role,
+    /// The other Peer: the owner, or the ingress.
+    peer: Option<NodeId>,
+    path: Option<PathKind>,
+    began: Instant,
+    opened: Option<Instant>,
+    end: End,
+    bytes: Bytes,
+    told: Bytes,
+    forwards: Arc<Forwards>,
+    _slot: OwnedSemaphorePermit,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Bytes {
+    /// From the client to the service.
+    into: u64,
+    /// From the service to the client.
+    out: u64,
+}
+
+impl Forwards {
+    /// With `slots` slots.
+    pub(crate) fn new(slots: usize, metrics: ForwardMetrics, access: AccessLog, log: Logger) -> Arc<Self> {
+        Arc::new(Forwards {
+            slots: Arc::new(Semaphore::new(slots)),
+            in_flight: Mutex::default(),
+            names: Names::new(rand::random()),
+            metrics,
+            access,
+            log,
+        })
+    }
+
+    /// Begins a forward as ingress, under a proxy_id no other one here has; `None` when all slots are taken.
+    pub(crate) fn begin(self: &Arc<Self>, service: &ServiceName) -> Option<Forward> {
+        let slot = self.slot()?;
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        let proxy_id = loop {
+            let candidate = self.names.next();
+            if in_flight.insert(candidate.0) {
+                break candidate;
+            }
+        };
+        drop(in_flight);
+        Some(self.forward(Role::Ingress, proxy_id, service.clone(), None, slot))
+    }
+
+    /// Begins a forward as owner, under the name its ingress gave it; `None` when all slots are taken.
+    pub(crate) fn serve(
+        self: &Arc<Self>,
+        proxy_id: ProxyId,
+        service: ServiceName,
+        caller: NodeId,
+    ) -> Option<Forward> {
+        let slot = self.slot()?;
+        Some(self.forward(Role::Owner, proxy_id, service, Some(caller), slot))
+    }
+
+    fn slot(self: &Arc<Self>) -> Option<OwnedSemaphorePermit> {
+        let slot = Arc::clone(&self.slots).try_acquire_owned().ok();
+        if slot.is_none() {
+            self.metrics.refused_full.inc();
+        }
+        slot
+    }
+
+    fn forward(
+        self: &Arc<Self>,
+        role: Role,
+        proxy_id: ProxyId,
+        service: ServiceName,
+        peer: Option<NodeId>,
+        slot: OwnedSemaphorePermit,
+    ) -> Forward {
+        self.metrics.active.inc();
+        self.metrics.pending.inc();
+        self.metrics.total[role as usize].inc();
+        Forward {
+            proxy_id,
+            service,
+            role,
+            peer,
+            path: None,
+            began: Instant::now(),
+            opened: None,
+            end: End::Stopped,
+            bytes: Bytes::default(),
+            told: Bytes::default(),
+            forwards: Arc::clone(self),
+            _slot: slot,
+        }
+    }
+
+    /// Counts a request of a client: for HTTP/1 each one, else a connection.
+    pub(crate) fn count_request(&self, protocol: Protocol) {
+        self.metrics.count_request(protocol);
+    }
+
+    /// Counts what a FORWARD was answered with.
+    pub(super) fn count_answer(&self, answer: Answer) {
+        self.metrics.count_answer(answer);
+    }
+
+    /// In flight now, and begun since the start.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let total = self.metrics.total.iter().map(|count| count.get()).sum();
+        (u64::try_from(self.metrics.active.get()).unwrap_or(0), total)
+    }
+}
+
+impl Forward {
+    /// Its name.
+    pub(crate) fn proxy_id(&self) -> ProxyId {
+        self.proxy_id
+    }
+
+    /// What it is for.
+    pub(crate) fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// When it began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The owner carries it, on this path; or none, for a backend of this Peer.
+    pub(super) fn opened(&mut self, owner: Option<(NodeId, PathKind)>) {
+        if let Some((owner, path)) = owner {
+            self.path = Some(path);
+            if self.role == Role::Ingress {
+                self.peer = Some(owner);
+            }
+        }
+        let now = Instant::now();
+        self.opened = Some(now);
+        self.forwards.metrics.pending.dec();
+        self.forwards.metrics.opened(now - self.began);
+    }
+
+    /// How it ends; the last word before it is dropped counts.
+    pub(crate) fn end(&mut self, end: End) {
+        self.end = end;
+    }
+
+    /// Bytes of the client and of the service were carried.
+    pub(crate) fn count(&mut self, bytes_in: u64, bytes_out: u64) {
+        self.bytes.into += bytes_in;
+        self.bytes.out += bytes_out;
+        let (new_in, new_out) = (self.bytes.into - self.told.into, self.bytes.out - self.told.out);
+        if new_in + new_out >= TELL_BYTES {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        let (new_in, new_out) = (self.bytes.into - self.told.into, self.bytes.out - self.told.out);
+        self.forwards.metrics.count_bytes(new_in, new_out);
+        self.told = self.bytes;
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        self.tell();
+        let forwards = &self.forwards;
+        if self.role == Role::Ingress {
+            forwards.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.proxy_id.0);
+        }
+        let duration = self.began.elapsed();
+        forwards.metrics.active.dec();
+        if self.opened.is_none() {
+            forwards.metrics.pending.dec();
+        }
+        forwards.metrics.ended(self.end, duration);
+        let logged = match forwards.access {
+            AccessLog::All => true,
+            AccessLog::Failed => self.end != End::Done,
+            AccessLog::Off => false,
+        };
+        if logged {
+            let open = self.opened.map_or(duration, |opened| opened - self.began);
+            let micros = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            info!(forwards.log, "forward ended";
+                "proxy_id" => %self.proxy_id,
+                "service" => %self.service,
+                "peer_id" => self.peer.map_or_else(|| "local".to_owned(), |id| id.to_string()),
+                "path" => self.path.map_or("none", PathKind::as_str),
+                "role" => self.role.as_str(),
+                "bytes_in" => self.bytes.into,
+                "bytes_out" => self.bytes.out,
+                "open_us" => micros(open),
+                "duration_us" => micros(duration),
+                "end" => self.end.as_str());
+        }
+    }
+}
