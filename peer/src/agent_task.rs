@@ -8,10 +8,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use p2p_common::addr::HostPort;
+use p2p_common::wire::link::LinkMessage;
 use p2p_common::{Epoch, NodeId};
 use p2p_peer_core::{
-    Agent, AgentState, AgentStatus, DialFailure, FromServer, InterfaceAddr, Link, Moment, Output,
-    SessionToken, Traffic,
+    Agent, AgentState, AgentStatus, DialFailure, FromServer, InterfaceAddr, Link, LinkOpened, LinkToken,
+    Moment, Output, SessionToken, Traffic,
 };
 use p2p_runtime::admin::Readiness;
 use p2p_runtime::clock::{Clock, unix_now};
@@ -26,6 +28,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::enrol::store_epoch;
 use crate::forward::Forwards;
+use crate::forward::owner::Owner;
+use crate::mesh_task::{self, LinkEnd, LinkHandle, LinkOffer, Links};
 use crate::metrics::TableMetrics;
 use crate::published::{Myself, Views};
 use crate::session_task::{self, SessionHandle};
@@ -49,6 +53,16 @@ pub(crate) enum Input {
     SessionMessage { session: SessionToken, message: FromServer },
     /// The stream ended.
     SessionClosed { session: SessionToken, reason: String },
+    /// A Peer answered at the address of a link, and both said hello.
+    LinkOpened { link: LinkToken, opened: LinkOpened },
+    /// None did.
+    LinkFailed { link: LinkToken, error: String },
+    /// A Peer dialled us for a link.
+    LinkAccepted(LinkOffer),
+    /// A linked Peer said something.
+    LinkMessage { link: LinkToken, message: LinkMessage },
+    /// The connection of a link ended.
+    LinkClosed { link: LinkToken, reason: String },
     /// Somebody asks.
     Ask(Question),
 }
@@ -88,6 +102,10 @@ pub(crate) struct AgentTask {
     pub(crate) pool: Pool,
     /// Their forwards.
     pub(crate) forwards: Arc<Forwards>,
+    /// Serves tunnels that other Peers ask for.
+    pub(crate) owner: Owner,
+    /// Opens mesh links.
+    pub(crate) links: Links,
     /// Who we are on the wire.
     pub(crate) myself: Arc<Myself>,
     /// What we show.
@@ -102,8 +120,14 @@ pub(crate) struct AgentTask {
     pub(crate) log: Logger,
     /// The open sessions and attempts.
     pub(crate) sessions: HashMap<SessionToken, SessionHandle>,
-    /// Their tasks.
+    /// The open mesh links and attempts.
+    pub(crate) linked: HashMap<LinkToken, LinkHandle>,
+    /// Why the last attempt at an address failed, until one succeeds.
+    pub(crate) link_errors: HashMap<HostPort, String>,
+    /// The tasks of both.
     pub(crate) attempts: TaskTracker,
+    /// Ends everything.
+    pub(crate) stop: CancellationToken,
 }
 
 /// Why the loop woke.
@@ -124,7 +148,8 @@ struct Timers {
 
 impl AgentTask {
     /// Runs until stopped; then every session ends properly.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self) {
+        let stop = self.stop.clone();
         let mut timers = Timers { sample: every(SAMPLE_INTERVAL), interfaces: every(INTERFACES_INTERVAL) };
         self.drain_outputs();
         loop {
@@ -134,6 +159,7 @@ impl AgentTask {
             }
         }
         self.sessions.clear();
+        self.linked.clear();
         self.attempts.close();
         // A Server that does not end its side is not waited for.
         let _ = tokio::time::timeout(session_task::END_TIMEOUT, self.attempts.wait()).await;
@@ -183,6 +209,24 @@ impl AgentTask {
                 self.sessions.remove(&session);
                 self.agent.handle_session_closed(session, reason, at);
             }
+            Input::LinkOpened { link, opened } => {
+                if let Some(address) = self.linked.get(&link).and_then(|handle| handle.address.as_ref()) {
+                    self.link_errors.remove(address);
+                }
+                info!(self.log, "mesh link open"; "peer_id" => opened.peer, "address" => &opened.address);
+                self.agent.handle_link_opened(link, opened, at);
+            }
+            Input::LinkFailed { link, error } => {
+                self.note_failed_link(link, &error);
+                self.agent.handle_link_failed(link, error, at);
+            }
+            Input::LinkAccepted(LinkOffer { opened, answer }) => self.accept_link(opened, answer, at),
+            Input::LinkMessage { link, message } => self.agent.handle_link_message(link, message, at),
+            Input::LinkClosed { link, reason } => {
+                info!(self.log, "mesh link closed"; "link" => link.0, "reason" => &reason);
+                self.linked.remove(&link);
+                self.agent.handle_link_closed(link, reason, at);
+            }
             Input::Ask(question) => {
                 self.sample();
                 self.answer(question);
@@ -225,6 +269,9 @@ impl AgentTask {
                     self.agent.handle_tunnel_closed(peer, dialled, &changes.reason, at);
                 }
             }
+            if changes.wanted > 0 {
+                self.agent.handle_tunnels_wanted(peer, changes.wanted, at);
+            }
             if let Some(failures) = changes.failed {
                 let failures = failures.0.into_iter();
                 let failures =
@@ -250,11 +297,19 @@ impl AgentTask {
                     info!(self.log, "session ended"; "session" => session.0, "reason" => reason);
                     self.sessions.remove(&session);
                 }
+                Output::DialLink { link, address } => {
+                    debug!(self.log, "dialling mesh link"; "link" => link.0, "address" => %address);
+                    self.linked.insert(link, self.links.dial(&self.attempts, link, address));
+                }
+                Output::SendLink { link, message } => self.send_link(link, message),
+                Output::CloseLink { link, reason } => {
+                    info!(self.log, "mesh link closed"; "link" => link.0, "reason" => reason);
+                    self.linked.remove(&link);
+                }
+                Output::OfferTunnels { peer, count } => {
+                    self.pool.offer(peer, count, &self.owner, &self.stop);
+                }
                 Output::WarmPeer { peer, reach: _ } => self.pool.warm(peer),
-                Output::DialLink { .. }
-                | Output::SendLink { .. }
-                | Output::CloseLink { .. }
-                | Output::OfferTunnels { .. } => {}
                 Output::DropIdleTunnels { peer } => self.pool.drop_idle(peer),
                 Output::Publish(tables) => {
                     self.metrics.set_tables(&tables);
@@ -281,6 +336,40 @@ impl AgentTask {
             let reason = "the Server takes no messages".to_owned();
             self.agent.handle_session_closed(session, reason, at);
         }
+    }
+
+    fn send_link(&mut self, link: LinkToken, message: LinkMessage) {
+        let taken = self.linked.get(&link).is_some_and(|handle| handle.send(message));
+        if !taken && self.linked.remove(&link).is_some() {
+            let at = Moment { now: self.clock.now(), unix: unix_now() };
+            let reason = "the other side takes no messages".to_owned();
+            info!(self.log, "mesh link closed"; "link" => link.0, "reason" => &reason);
+            self.agent.handle_link_closed(link, reason, at);
+        }
+    }
+
+    /// An address that goes on failing for the same reason is worth one record.
+    fn note_failed_link(&mut self, link: LinkToken, error: &str) {
+        let Some(address) = self.linked.remove(&link).and_then(|handle| handle.address) else { return };
+        if self.link_errors.get(&address).is_some_and(|before| before == error) {
+            debug!(self.log, "mesh link failed again"; "address" => %address, "error" => error);
+        } else {
+            warn!(self.log, "mesh link failed"; "address" => %address, "error" => error);
+            self.link_errors.insert(address, error.to_owned());
+        }
+    }
+
+    /// Who dialled may have left; its link ends with its first message then.
+    fn accept_link(&mut self, opened: LinkOpened, answer: oneshot::Sender<Option<LinkEnd>>, at: Moment) {
+        let Some(token) = self.agent.accept_link(at) else {
+            debug!(self.log, "mesh link refused"; "peer_id" => opened.peer, "error" => "there are too many");
+            return drop(answer.send(None));
+        };
+        let (handle, end) = mesh_task::link(token, None);
+        self.linked.insert(token, handle);
+        info!(self.log, "mesh link open"; "peer_id" => opened.peer, "from" => &opened.address);
+        self.agent.handle_link_opened(token, opened, at);
+        drop(answer.send(Some(end)));
     }
 
     fn follow(&self, epoch: Epoch) {

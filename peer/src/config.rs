@@ -126,7 +126,8 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
 
-    /// A service of this host for others to reach by name; repeatable
+    /// A service of this host for others to reach by name; repeatable. Behind it, separated by a space, may stand
+    /// check=tcp or check=http:/PATH, and visibility=linked, cluster, private or ids:C..,C..
     #[arg(long = "service", value_name = "NAME=HOST:PORT")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
@@ -235,6 +236,8 @@ pub struct PeerConfig {
     pub telemetry_path: String,
     /// The services of this Peer.
     pub services: OwnServices,
+    /// Who sees those that say nothing of it.
+    pub visibility: Visibility,
     /// Whose clients are served.
     pub clients_allow: SourceRanges,
     /// Ports bound to one service each, at most 256.
@@ -284,6 +287,7 @@ impl RawConfig {
                 format!("at most {REMOTE_PEERS_MAX} addresses; Servers introduce any number of Peers");
             return Err(bad("remote_peers", reason));
         }
+        let visibility = default_visibility(&remote_peers);
         // The seed's figures.
         let every = seconds(
             "heartbeat_interval_seconds",
@@ -316,7 +320,8 @@ impl RawConfig {
             // Health and metrics say much and ask for no credentials: loopback only.
             metrics: socket("metrics", self.metrics.as_deref(), (Ipv4Addr::LOCALHOST, 9090))?,
             telemetry_path: telemetry_path(self.telemetry_path.as_deref())?,
-            services: own_services(&self.services)?,
+            services: own_services(&self.services, &visibility)?,
+            visibility,
             // Who is on this host could reach what it reaches anyway.
             clients_allow: match &self.clients_allow[..] {
                 [] => SourceRanges::loopback(),
@@ -425,10 +430,23 @@ fn binds(texts: &[String]) -> Result<Vec<Bind>, BadSetting> {
     Ok(binds)
 }
 
-fn own_services(texts: &[String]) -> Result<OwnServices, BadSetting> {
-    let services = texts.iter().map(|text| text.parse::<LocalService>().map_err(|e| bad("service", e)));
-    let services = services.collect::<Result<Vec<_>, _>>()?;
-    OwnServices::new(services, &Visibility::Cluster).map_err(|e| bad("service", e))
+/// Who sees what says nothing of it: linked Peers on a Peer that was given some to link with, else all of the cluster.
+fn default_visibility(remote_peers: &[HostPort]) -> Visibility {
+    if remote_peers.is_empty() { Visibility::Cluster } else { Visibility::Linked }
+}
+
+/// Services in either way of writing: NAME=HOST:PORT with words behind it, or HOST:PORT and NAME:HOST:PORT, separated by
+/// commas, as SERVICE_ADDR has them.
+fn own_services(texts: &[String], visibility: &Visibility) -> Result<OwnServices, BadSetting> {
+    let mut services = Vec::new();
+    for text in texts {
+        if text.contains('=') {
+            services.push(text.parse::<LocalService>().map_err(|e| bad("services", e))?);
+        } else {
+            services.extend(LocalService::parse_list(text).map_err(|e| bad("services", e))?);
+        }
+    }
+    OwnServices::new(services, visibility).map_err(|e| bad("services", e))
 }
 
 #[cfg(test)]
@@ -449,10 +467,24 @@ mod tests {
     }
 
     #[test]
+    fn services_are_seen_by_linked_peers_where_there_are_some() {
+        let visibility = |raw: RawConfig| {
+            let config =
+                RawConfig { services: vec!["a=h:1".into(), "b=h:2 visibility=private".into()], ..raw };
+            let services = config.validate().unwrap().services;
+            ["a", "b"].map(|name| services.get(name).unwrap().visibility.clone())
+        };
+        assert_eq!(visibility(minimal()), [Visibility::Cluster, Visibility::Private]);
+        let linked = RawConfig { remote_peers: vec!["a:1".into()], ..minimal() };
+        assert_eq!(visibility(linked), [Visibility::Linked, Visibility::Private]);
+    }
+
+    #[test]
     fn variables_of_the_seeds_own_project_are_read() {
         let key = MeshKey::generate().unwrap().to_text().to_string();
         let variables: Vec<(String, String)> = [
             ("REMOTE_PEER_ADDR", "a.example:6443, [2001:db8::1]:6443"),
+            ("SERVICE_ADDR", "a.example:80,web:127.0.0.1:8081, v6:[::1]:8082"),
             ("PEER_NAME", "a"),
             ("PEER_ID", "C6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
             ("PEER_MESH_KEY", &key),
@@ -473,6 +505,9 @@ mod tests {
         assert_eq!(loaded.ignored, []);
         let config = loaded.raw.validate().unwrap();
         assert_eq!(config.remote_peers.len(), 2);
+        let services = config.services.iter().map(|(name, service)| format!("{name} {}", service.backend));
+        let services: Vec<String> = services.collect();
+        assert_eq!(services, ["a.example a.example:80", "v6 [::1]:8082", "web 127.0.0.1:8081"]);
         assert_eq!((config.name.as_deref(), config.id.is_some()), (Some("b"), true));
         assert_eq!(&*config.mesh_key.unwrap().to_text(), &key);
         assert_eq!(config.listen.to_string(), "0.0.0.0:6443");
@@ -495,7 +530,7 @@ mod tests {
             (RawConfig { servers: vec!["h".into()], ..minimal() }, "servers"),
             (RawConfig { token: Some("x".into()), ..minimal() }, "token"),
             (RawConfig { zone: Some("a\nb".into()), ..minimal() }, "zone"),
-            (RawConfig { services: vec!["web".into()], ..minimal() }, "service"),
+            (RawConfig { services: vec!["web".into()], ..minimal() }, "services"),
             (RawConfig { remote_peers: vec!["a".into()], ..minimal() }, "remote_peers"),
             (RawConfig { remote_peers: vec!["a:1".into(); 65], ..minimal() }, "remote_peers"),
             (RawConfig { mesh_key: Some("x".into()), ..minimal() }, "mesh_key"),
@@ -506,7 +541,7 @@ mod tests {
             (RawConfig { reconnect_interval_seconds: Some(0), ..minimal() }, "reconnect_interval_seconds"),
             (RawConfig { heartbeat_interval_seconds: Some(11), ..minimal() }, "heartbeat_interval_seconds"),
             (RawConfig { connection_timeout_seconds: Some(5), ..minimal() }, "connection_timeout_seconds"),
-            (RawConfig { services: vec!["a=h:1".into(), "A=h:2".into()], ..minimal() }, "service"),
+            (RawConfig { services: vec!["a=h:1".into(), "A=h:2".into()], ..minimal() }, "services"),
             (RawConfig { clients_allow: vec!["lan".into()], ..minimal() }, "clients_allow"),
             (RawConfig { bind: vec!["6379".into()], ..minimal() }, "bind"),
             (RawConfig { bind: vec!["6379=a".into(), "127.0.0.1:6379=b".into()], ..minimal() }, "bind"),

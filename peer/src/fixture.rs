@@ -26,6 +26,7 @@ use p2p_runtime::tcp;
 use p2p_runtime::tls::{Credentials, ServerTls};
 use slog::Logger;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -34,6 +35,7 @@ use crate::forward::owner::Owner;
 use crate::forward::splice::Buffers;
 use crate::forward::{AccessLog, ForwardMetrics, Forwarder, Forwards, Recents};
 use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, IngressMetrics, SourceRanges};
+use crate::mesh_task::Links;
 use crate::published::{Myself, Views};
 use crate::tunnel::{DirectDialer, Pool, PoolLimits};
 
@@ -151,6 +153,14 @@ impl World {
         let forwards =
             Forwards::new(bounds.forwards, forward_metrics.clone(), bounds.access_log, records.logger());
         let buffers = Buffers::default();
+        // The agents here know each other through their Server; nobody dials a link.
+        let (mailbox, _) = mpsc::channel(1);
+        let links = Links {
+            credentials: Arc::clone(&credentials),
+            myself: Arc::clone(&myself),
+            mailbox,
+            log: log.clone(),
+        };
         let forwarder = Forwarder {
             views: Arc::clone(&views),
             pool: pool.clone(),
@@ -169,6 +179,7 @@ impl World {
             forwarder,
             owner,
             pool: pool.clone(),
+            links,
             tls: ServerTls::peer(Arc::clone(&credentials)),
             myself: Arc::clone(&myself),
             buffers,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! listening port ─► PROXY header, where one is believed ─► first bytes
-//!    ─┬─ ClientHello, ALPN of Peers ─► handshake ─► forward::owner
+//!    ─┬─ ClientHello, ALPN of Peers ─► [`peer`]
 //!     │                                            source allowed, else closed:
 //!     ├─ ClientHello, SNI           ─► [`tls`], passed through
 //!     ├─ HTTP/1                     ─► [`http`], by Host, each request; CONNECT and absolute form too
@@ -21,6 +21,7 @@ mod h2c;
 mod http;
 mod listener;
 mod peek;
+mod peer;
 mod socks;
 mod sources;
 mod tls;

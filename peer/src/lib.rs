@@ -11,6 +11,7 @@ mod fixture;
 mod forward;
 mod ingress;
 mod local_api;
+mod mesh_task;
 mod metrics;
 mod peer;
 mod published;

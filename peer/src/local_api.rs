@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::link::PathKind;
-use p2p_peer_core::{LinePrefix, Route, RouteLink, Source, Tables, render};
+use p2p_peer_core::{LinePrefix, MeshLinkStatus, Route, RouteLink, Source, Tables, render};
 use p2p_proto::v1::agent_server::{Agent, AgentServer};
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::{Clock, unix_now};
@@ -136,6 +136,7 @@ impl Agent for LocalApi {
             peers: u32::try_from(status.peers).unwrap_or(u32::MAX),
             forwards_active: status.forwards.active,
             forwards_total: status.forwards.total,
+            mesh_links: status.mesh_links.into_iter().map(mesh_link_to).collect(),
             congestion_control: self.pool.congestion().map(ToString::to_string).unwrap_or_default(),
         }))
     }
@@ -262,6 +263,17 @@ fn bind_to(port: &BoundPort) -> v1::AgentBind {
         service: port.service.to_string(),
         connections_active,
         connections_total,
+    }
+}
+
+fn mesh_link_to(link: MeshLinkStatus) -> v1::AgentMeshLink {
+    v1::AgentMeshLink {
+        configured: link.configured.map(|address| address.to_string()).unwrap_or_default(),
+        peer_id: link.peer.map(|id| id.to_string()).unwrap_or_default(),
+        address: link.address,
+        connected: link.connected,
+        since_unix_ms: link.since.map_or(0, |since| since.0),
+        reason: link.reason,
     }
 }
 

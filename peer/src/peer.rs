@@ -31,6 +31,7 @@ use crate::forward::splice::Buffers;
 use crate::forward::{Forwarder, Forwards, Recents};
 use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, listen_all};
 use crate::local_api::{self, LocalApi};
+use crate::mesh_task::Links;
 use crate::metrics::Metrics;
 use crate::published::{Myself, Views};
 use crate::tunnel::{DirectDialer, Pool, PoolLimits};
@@ -132,9 +133,14 @@ impl Peer {
                     ..NetSources::default()
                 },
                 mesh: config.mesh,
-                remote_peers: Vec::new(),
-                transit: false,
-                link: LinkSettings::default(),
+                remote_peers: config.remote_peers.clone(),
+                transit: config.transit,
+                link: LinkSettings {
+                    heartbeat: config.heartbeat.every,
+                    offline_after: config.heartbeat.silence,
+                    redial: config.reconnect_interval,
+                    redials_max: config.max_reconnect,
+                },
                 on_servers_lost: config.on_servers_lost,
                 heartbeat: config.heartbeat,
                 print_tables: config.print_tables,
@@ -148,8 +154,22 @@ impl Peer {
         let buffers = Buffers::default();
         let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
         let pool = Pool::new(dialer, Arc::clone(&views), PoolLimits::default(), log.clone());
+        let (mailbox, inputs) = mpsc::channel(MAILBOX);
+        let links = Links {
+            credentials: Arc::clone(&credentials),
+            myself: Arc::clone(&myself),
+            mailbox: mailbox.clone(),
+            log: log.clone(),
+        };
         let forwards =
             Forwards::new(limits.connections, metrics.forwards.clone(), config.access_log, log.clone());
+        let owner = Owner {
+            views: Arc::clone(&views),
+            forwards: Arc::clone(&forwards),
+            recents: Recents::default(),
+            buffers: buffers.clone(),
+            log: log.clone(),
+        };
         let ingress = Arc::new(Ingress {
             forwarder: Forwarder {
                 views: Arc::clone(&views),
@@ -158,14 +178,9 @@ impl Peer {
                 buffers: buffers.clone(),
                 log: log.clone(),
             },
-            owner: Owner {
-                views: Arc::clone(&views),
-                forwards: Arc::clone(&forwards),
-                recents: Recents::default(),
-                buffers: buffers.clone(),
-                log: log.clone(),
-            },
+            owner: owner.clone(),
             pool: pool.clone(),
+            links: links.clone(),
             tls: ServerTls::peer(Arc::clone(&credentials)),
             myself: Arc::clone(&myself),
             buffers,
@@ -178,7 +193,6 @@ impl Peer {
         let local = local_api::listen(data.path()).map_err(|e| {
             Exit::failed(format!("cannot listen on {}/agent.sock: {e}", data.path().display()))
         })?;
-        let (mailbox, inputs) = mpsc::channel(MAILBOX);
         let starting = Readiness::NotReady(vec![agent.state().to_string()]);
         let (ready, is_ready) = watch::channel(starting);
         let router = admin::router(&config.telemetry_path, Arc::new(metrics.registry()), is_ready);
@@ -196,6 +210,7 @@ impl Peer {
         };
         info!(log, "peer started"; "node_id" => id, "name" => identity.name(), "listen" => %listen, "metrics" => %config.metrics,
             "cluster_id" => %cluster_id, "services" => config.services.len(),
+            "visibility" => %config.visibility,
             "version" => env!("CARGO_PKG_VERSION"));
         let agent = AgentTask {
             agent,
@@ -205,6 +220,8 @@ impl Peer {
             ready,
             pool: pool.clone(),
             forwards,
+            owner,
+            links,
             myself,
             credentials,
             data: Arc::new(data),
@@ -212,10 +229,13 @@ impl Peer {
             metrics: metrics.tables,
             log: log.clone(),
             sessions: HashMap::new(),
+            linked: HashMap::new(),
+            link_errors: HashMap::new(),
             attempts: TaskTracker::new(),
+            stop: stop.clone(),
         };
         let tasks = TaskTracker::new();
-        tasks.spawn(agent.run(stop.clone()));
+        tasks.spawn(agent.run());
         tasks.spawn(pool.run(stop.clone()));
         tasks.spawn(ingress.run(ports.ingress, stop.clone(), GRACE));
         tasks.spawn(admin::serve(ports.metrics, router, stop.clone(), log.clone()));

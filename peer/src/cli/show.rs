@@ -110,7 +110,14 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
         let services = status.services.iter().map(|service| {
             json!({ "name": service.name, "backend": service.backend, "visibility": service.visibility })
         });
+        let mesh_links = status.mesh_links.iter().map(|link| {
+            json!({
+                "configured": link.configured, "peer_id": link.peer_id, "address": link.address,
+                "connected": link.connected, "since_unix_ms": link.since_unix_ms, "reason": link.reason,
+            })
+        });
         return print_json(&json!({
+            "mesh_links": mesh_links.collect::<Vec<_>>(),
             "id": status.id, "name": status.name, "zone": status.zone, "state": status.state,
             "version": status.version, "uptime_ms": status.uptime_ms, "cluster_id": status.cluster_id,
             "listen": net.listen, "addresses": candidates, "servers": servers.collect::<Vec<_>>(),
@@ -142,8 +149,25 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
         .into_iter()
         .map(|s| [dash(s.name), dash(s.id), s.addresses.join(","), yes(s.connected), rtt(s.rtt_us), s.reason])
         .collect();
-    text.push('\n');
-    text.push_str(&columns(["SERVER", "ID", "ADDRESSES", "CONNECTED", "RTT", "REASON"], &rows));
+    // Without Servers the heading alone would look like a fault.
+    if !rows.is_empty() || status.mesh_links.is_empty() {
+        text.push('\n');
+        text.push_str(&columns(["SERVER", "ID", "ADDRESSES", "CONNECTED", "RTT", "REASON"], &rows));
+    }
+    if !status.mesh_links.is_empty() {
+        let side = |link: &v1::AgentMeshLink| if link.configured.is_empty() { "it" } else { "this peer" };
+        let rows: Vec<_> = status
+            .mesh_links
+            .into_iter()
+            .map(|link| {
+                let side = side(&link).to_owned();
+                let address = if link.configured.is_empty() { link.address } else { link.configured };
+                [dash(link.peer_id), address, side, yes(link.connected), link.reason]
+            })
+            .collect();
+        text.push('\n');
+        text.push_str(&columns(["MESH LINK", "ADDRESS", "DIALLED BY", "CONNECTED", "REASON"], &rows));
+    }
     if !status.services.is_empty() {
         let rows: Vec<_> = status.services.into_iter().map(|s| [s.name, s.backend, s.visibility]).collect();
         text.push('\n');

@@ -5,10 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use p2p_common::{ErrorCode, NodeKind};
 use p2p_runtime::tcp;
-use p2p_runtime::tls::{Face, Prefixed, ServerTls};
+use p2p_runtime::tls::ServerTls;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -17,7 +15,6 @@ use prometheus_client::registry::Registry;
 use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,13 +24,12 @@ use super::{SourceRanges, h2c, http, socks, tls};
 use crate::forward::Forwarder;
 use crate::forward::owner::Owner;
 use crate::forward::splice::{Buffers, CopyBuffer};
+use crate::mesh_task::Links;
 use crate::published::Myself;
-use crate::tunnel::{Pool, Tunnel};
+use crate::tunnel::Pool;
 
 /// After a failed accept (mostly: no file descriptor left) the loop rests, or it would spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// A Peer may learn of us before we learn of it: the same news reaches both, at different speeds.
-const NEWS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Serves the one port.
 #[derive(Debug)]
@@ -44,7 +40,9 @@ pub(crate) struct Ingress {
     pub(crate) owner: Owner,
     /// Counts the tunnels of others.
     pub(crate) pool: Pool,
-    /// For tunnels.
+    /// For mesh links.
+    pub(crate) links: Links,
+    /// For other Peers.
     pub(crate) tls: ServerTls,
     /// Who we are.
     pub(crate) myself: Arc<Myself>,
@@ -66,7 +64,7 @@ pub(crate) struct Ingress {
 #[derive(Debug)]
 pub(crate) struct Connections {
     slots: Arc<Semaphore>,
-    handshakes: Semaphore,
+    pub(super) handshakes: Semaphore,
     tasks: TaskTracker,
     /// Ends what is between two forwards when the port closes, and everything after the grace.
     abort: CancellationToken,
@@ -112,7 +110,7 @@ pub(super) enum Port {
 pub(crate) struct IngressLimits {
     /// Connections at a time; further ones are closed at once.
     pub(crate) connections: usize,
-    /// Handshakes of tunnels at a time; further ones wait.
+    /// Handshakes of other Peers at a time; further ones wait.
     pub(crate) handshakes: usize,
 }
 
@@ -158,7 +156,7 @@ impl IngressMetrics {
         self.opened.get_or_create(&KindLabel { kind }).inc();
     }
 
-    fn refused(&self, reason: &'static str) {
+    pub(super) fn refused(&self, reason: &'static str) {
         self.closed.get_or_create(&ReasonLabel { reason }).inc();
     }
 }
@@ -228,7 +226,7 @@ impl Ingress {
         let (remote, caller) = caller;
         self.metrics.opened(caller.kind());
         match caller {
-            Caller::Tunnel => Box::pin(self.tunnel(stream, first, remote, stop)).await,
+            Caller::Peer => Box::pin(self.peer(stream, first, remote, stop)).await,
             Caller::Tls(service) => Box::pin(tls::serve(stream, first, service, Arc::clone(self))).await,
             Caller::Http => Box::pin(http::serve(stream, first, Arc::clone(self), stop)).await,
             Caller::H2c => Box::pin(h2c::serve(stream, first, self, stop)).await,
@@ -261,61 +259,5 @@ impl Ingress {
             },
         };
         caller.map(|caller| (remote, caller)).map_err(|why| (remote, why))
-    }
-
-    /// Another Peer: handshake, hellos, then its forwards.
-    async fn tunnel(
-        &self,
-        stream: TcpStream,
-        first: CopyBuffer,
-        remote: SocketAddr,
-        stop: &CancellationToken,
-    ) {
-        let slot = self.connections.handshakes.acquire().await.expect("the semaphore is never closed");
-        tcp::use_bbr(&stream);
-        let replayed = Prefixed::new(Bytes::copy_from_slice(first.unread()), stream);
-        drop(first);
-        let accepted = match self.tls.accept(replayed).await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                debug!(self.log, "tunnel handshake failed"; "remote" => %remote, "error" => %error);
-                return self.metrics.refused(error.reason());
-            }
-        };
-        drop(slot);
-        let Face::Tunnel(identity) = accepted.face else { return self.metrics.refused("face") };
-        let id = identity.node_id;
-        let deadline = Instant::now() + NEWS_TIMEOUT;
-        let link = match identity.kind() {
-            NodeKind::Peer => self.pool.accept(id, identity.key_hash, remote.into(), deadline).await,
-            NodeKind::Server => return self.metrics.refused("role"),
-        };
-        let counters = link.as_ref().map(|link| link.counters()).unwrap_or_default();
-        let (mut tunnel, hello) = match Tunnel::hear(accepted.stream, counters).await {
-            Ok(heard) => heard,
-            Err(error) => {
-                debug!(self.log, "tunnel without hello"; "peer_id" => id, "error" => %error);
-                return self.metrics.refused("hello");
-            }
-        };
-        let fits = hello.check(&self.myself.expected(id)).map_err(|e| (e.code(), e.to_string()));
-        let fits = fits.and_then(|_version| link.map_err(|e| (e.code(), e.to_string())));
-        let link = match fits {
-            Ok(link) => link,
-            Err((code, text)) => {
-                debug!(self.log, "tunnel turned away"; "peer_id" => id, "remote" => %remote,
-                    "code" => code.as_str(), "error" => &text);
-                self.metrics.refused(ErrorCode::as_str(code));
-                return tunnel.turn_away(code, text).await;
-            }
-        };
-        let served = match tunnel.welcome(&self.myself.hello(Some(id))).await {
-            Ok(()) => self.owner.serve(tunnel, id, stop).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = served {
-            debug!(self.log, "tunnel ended"; "peer_id" => id, "error" => %error);
-        }
-        drop(link);
     }
 }

@@ -19,7 +19,7 @@ const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) enum Caller {
     /// Another Peer.
-    Tunnel,
+    Peer,
     /// A TLS client, for the service it named.
     Tls(ServiceName),
     /// An HTTP/1 client.
@@ -35,13 +35,13 @@ pub(super) enum Caller {
 impl Caller {
     /// Whether this is no client.
     pub(super) const fn is_peer(&self) -> bool {
-        matches!(self, Caller::Tunnel)
+        matches!(self, Caller::Peer)
     }
 
     /// The kind in one word, for metrics.
     pub(super) const fn kind(&self) -> &'static str {
         match self {
-            Caller::Tunnel => "tunnel",
+            Caller::Peer => "peer",
             Caller::Tls(_) => "tls",
             Caller::Http => "http",
             Caller::H2c => "h2c",
@@ -114,7 +114,7 @@ pub(super) async fn caller(stream: &mut TcpStream, buffer: &mut CopyBuffer) -> R
             Sniffed::Http1 => return Ok(Caller::Http),
             Sniffed::H2c => return Ok(Caller::H2c),
             Sniffed::Socks5 => return Ok(Caller::Socks),
-            Sniffed::Tls(hello) if hello.is_peer_link() => return Ok(Caller::Tunnel),
+            Sniffed::Tls(hello) if hello.is_peer_link() => return Ok(Caller::Peer),
             Sniffed::Tls(hello) => {
                 return hello.server_name().cloned().map(Caller::Tls).ok_or(NoCaller::NoName);
             }

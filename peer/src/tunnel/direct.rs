@@ -13,11 +13,10 @@ use p2p_common::addr::HostPort;
 use p2p_common::{KeyHash, NodeId};
 use p2p_peer_core::DialRule;
 use p2p_runtime::tcp::{self, CongestionReport};
-use p2p_runtime::tls::{ClientTlsStream, ConnectError, Connector, Credentials, Expect};
-use tokio::net::TcpStream;
+use p2p_runtime::tls::{ConnectError, Connector, Credentials, Expect};
 use tokio::time::Instant;
 
-use super::{LinkCounters, Tunnel, TunnelError};
+use super::{LinkCounters, PeerStream, Tunnel, TunnelError};
 use crate::published::Myself;
 
 /// The next address is tried after this long without an answer: longer than a round trip around the world
@@ -26,15 +25,17 @@ const HEAD_START: Duration = Duration::from_millis(200);
 /// For TCP and TLS to one address: two SYN retransmissions.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A tunnel that was dialled.
+/// A tunnel for forwards of this side: dialled, or asked for and offered.
 #[derive(Debug)]
 pub(crate) struct DirectTunnel {
     /// The tunnel.
-    pub(crate) tunnel: Box<Tunnel<ClientTlsStream<TcpStream>>>,
-    /// The address that answered.
+    pub(crate) tunnel: Box<Tunnel<PeerStream>>,
+    /// The address that answered, or from where it was dialled.
     pub(crate) address: HostPort,
     /// How long the hellos took.
     pub(crate) rtt: Duration,
+    /// When it was open.
+    pub(crate) opened_at: Instant,
     /// What its TCP runs on.
     pub(crate) congestion: CongestionReport,
 }
@@ -76,7 +77,7 @@ pub(crate) struct DirectDialer {
 
 impl DirectDialer {
     /// Dials `id`, which shows `key_hash`, at the first of `addresses` that does. What a name among them resolves to
-    /// must pass `rule` like an address would (SPEC P2).
+    /// must pass `rule` like an address would (SPEC P2); without one the operator gave the addresses.
     ///
     /// # Errors
     /// When none does, with what happened at each.
@@ -85,7 +86,7 @@ impl DirectDialer {
         id: NodeId,
         key_hash: KeyHash,
         addresses: &[HostPort],
-        rule: &DialRule,
+        rule: Option<&DialRule>,
         counters: &Arc<LinkCounters>,
     ) -> Result<DirectTunnel, DialFailures> {
         let connector =
@@ -121,16 +122,19 @@ impl DirectDialer {
         connector: &Connector,
         id: NodeId,
         address: &HostPort,
-        rule: &DialRule,
+        rule: Option<&DialRule>,
         counters: &Arc<LinkCounters>,
     ) -> Result<DirectTunnel, AddressError> {
-        let allowed = |addr| rule.check(addr).map_err(|skip| skip.to_string());
+        let allowed = |addr| match rule {
+            Some(rule) => rule.check(addr).map_err(|skip| skip.to_string()),
+            None => Ok(()),
+        };
         let tcp = tcp::connect_where(address, DIAL_TIMEOUT, allowed).await.map_err(ConnectError::from)?;
         let congestion = tcp::use_bbr(&tcp);
         let dialed = connector.connect(address, tcp, DIAL_TIMEOUT).await?;
         let start = Instant::now();
         let tunnel = Tunnel::greet(
-            dialed.stream,
+            PeerStream::Dialled(Box::new(dialed.stream)),
             Arc::clone(counters),
             &self.myself.hello(Some(id)),
             &self.myself.expected(dialed.identity.node_id),
@@ -140,6 +144,7 @@ impl DirectDialer {
             tunnel: Box::new(tunnel),
             address: address.clone(),
             rtt: start.elapsed(),
+            opened_at: Instant::now(),
             congestion,
         })
     }

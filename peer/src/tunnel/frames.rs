@@ -4,6 +4,7 @@
 //! ingress:  greet ─► idle ─ begin ─► Received ─► Accepted ─► Data ─► Ended ─► idle
 //!                     ▲                   └─ REFUSE ────────────────►  │
 //!                     └────────── both directions ended ◄──────────────┘
+//! either may be the one that dialled; one that dialled and is the owner says so by OFFER after the hellos.
 //! owner:    hear ─ welcome ─► next_forward ─► received ─► accept ─► Data ─► Ended ─► next_forward
 //!                                             └─► refuse ─► discard to the END ─┘
 //! ```
@@ -89,6 +90,8 @@ pub(crate) struct Tunnel<S> {
     control_bytes: Option<usize>,
     /// Control frames to be sent before anything else.
     pending: BytesMut,
+    /// The owner's first control frame, read ahead to see whether it is an OFFER.
+    ahead: Option<Control>,
     counters: Arc<LinkCounters>,
     /// The run of the node at the other end; nil before its hello.
     incarnation: Incarnation,
@@ -106,6 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
             control: Vec::new(),
             control_bytes: None,
             pending: BytesMut::new(),
+            ahead: None,
             counters,
             incarnation: Incarnation::new(Uuid::nil()),
         }
@@ -168,6 +172,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
         // A courtesy: the connection ends either way.
         let _ = self.send(&Control::Refuse { proxy_id: NO_FORWARD, code, text }).await;
         let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await;
+    }
+
+    /// Says as the side that dialled that it serves this tunnel; right after the hellos.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub(crate) async fn offer(&mut self) -> Result<(), TunnelError> {
+        self.send(&Control::Offer).await
+    }
+
+    /// Waits, after the hellos, for what the side that dialled says first: whether it is that it serves this tunnel.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub(crate) async fn is_offered(&mut self) -> Result<bool, TunnelError> {
+        self.ahead = match self.read_control().await? {
+            None => return Err(TunnelError::Closed),
+            Some(Control::Offer) => return Ok(true),
+            other => other,
+        };
+        Ok(false)
     }
 
     /// Asks for a service: the FORWARD goes out with the first bytes or the first flush. Only between two
@@ -311,6 +336,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
 
     /// A control frame; `None` when the stream ended before its first byte.
     async fn read_control(&mut self) -> Result<Option<Control>, TunnelError> {
+        if self.ahead.is_some() {
+            return Ok(self.ahead.take());
+        }
         std::future::poll_fn(|cx| self.poll_control(cx)).await
     }
 

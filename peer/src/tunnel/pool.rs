@@ -5,6 +5,8 @@
 //!    └──► none: dial, or take what comes back meanwhile, whichever is first
 //! ```
 //!
+//! A Peer that opened a mesh link to here and may not be dialled is asked to bring tunnels instead, see [`asked`].
+//!
 //! Peers the agent asked to [warm](Pool::warm) are kept [`PoolLimits::warm`] tunnels ready, so that a forward
 //! waits for no handshake; those beyond are closed when they were idle for [`PoolLimits::idle_timeout`]. A
 //! tunnel is dropped at the first sign of trouble; that it broke while idle is noticed at once or within
@@ -17,6 +19,7 @@
 //! for a push or a pop and never across an await. Bounds: tunnels per remote (a taker waits for one until its
 //! deadline, then fails), dials at a time (takers wait likewise).
 
+mod asked;
 mod error;
 mod lease;
 mod remote;
@@ -118,10 +121,7 @@ impl Pool {
     pub(crate) fn warm(&self, id: NodeId) {
         let remote = self.shared.remote(id);
         remote.warm.store(true, Ordering::Relaxed);
-        if remote.start_dial(true) {
-            let shared = Arc::clone(&self.shared);
-            tokio::spawn(async move { shared.dial_ahead(&remote).await });
-        }
+        self.shared.open_ahead(remote, true);
     }
 
     /// Closes the idle tunnels to `id`; those in use end with their forward.
@@ -148,7 +148,7 @@ impl Pool {
             .await
             .map_err(|_| PoolError::Exhausted { id, max: self.shared.limits.per_remote })?
             .expect("the semaphore is never closed");
-        let direct = match self.shared.take_idle(&remote).await {
+        let direct = match self.shared.take_idle(&remote, None).await {
             Some(direct) => direct,
             None => {
                 let dialled = tokio::time::timeout_at(deadline, self.shared.dial_or_take(&remote));
@@ -169,6 +169,9 @@ impl Pool {
         let slot = Arc::clone(&remote.in_use).try_acquire_owned();
         let slot = slot.map_err(|_| PoolError::Exhausted { id, max: self.shared.limits.per_remote })?;
         let dial = async {
+            if self.shared.is_asked(id) {
+                return Ok(self.shared.ask_or_take(&remote, true).await);
+            }
             let _permit = self.shared.dials.acquire().await.expect("the semaphore is never closed");
             self.shared.dial(&remote).await
         };
@@ -202,15 +205,11 @@ impl Pool {
             return Err(NotAccepted::OtherKey { id, expected, found: key_hash });
         }
         let remote = self.shared.remote(id);
-        // The other side keeps as many in use as we do, and a few idle ones beside them.
-        if remote.accepted.fetch_add(1, Ordering::Relaxed) as usize >= self.shared.limits.per_remote * 2 {
-            remote.accepted.fetch_sub(1, Ordering::Relaxed);
-            return Err(NotAccepted::TooMany(id));
-        }
+        let counted = self.shared.count_accepted(&remote).ok_or(NotAccepted::TooMany(id))?;
         let opened =
             Opened { path: PathKind::Direct, address: address.to_string(), dialled: false, carries: false };
         self.shared.note(&remote, |changes| changes.opened.push(opened));
-        Ok(AcceptedTunnel { remote, shared: Arc::clone(&self.shared) })
+        Ok(counted)
     }
 
     /// What became of tunnels since it was asked last, by remote.
@@ -301,19 +300,23 @@ impl Pool {
     fn top_up(&self) {
         let remotes: Vec<_> = lock(&self.shared.remotes).values().cloned().collect();
         for remote in remotes {
-            if remote.wants_top_up(self.shared.limits.warm) && remote.start_dial(false) {
-                let shared = Arc::clone(&self.shared);
-                tokio::spawn(async move { shared.dial_ahead(&remote).await });
+            if remote.wants_top_up(self.shared.limits.warm) {
+                self.shared.open_ahead(remote, false);
             }
         }
     }
 }
 
 impl Shared {
-    /// The last used tunnel that is still sound.
-    async fn take_idle(&self, remote: &Arc<Remote>) -> Option<DirectTunnel> {
+    /// The last used tunnel that is still sound, of those that were opened later than `newer_than`.
+    async fn take_idle(&self, remote: &Arc<Remote>, newer_than: Option<Instant>) -> Option<DirectTunnel> {
         loop {
-            let mut direct = lock(&remote.idle).pop()?.direct;
+            let mut direct = {
+                let mut idle = lock(&remote.idle);
+                let fits = |idle: &Idle| newer_than.is_none_or(|since| idle.direct.opened_at > since);
+                let at = idle.iter().rposition(fits)?;
+                idle.remove(at).direct
+            };
             let sound =
                 std::future::poll_fn(|cx| Poll::Ready(direct.tunnel.poll_idle(cx).is_pending())).await;
             if sound {
@@ -329,11 +332,41 @@ impl Shared {
         Arc::clone(remotes.entry(id).or_insert_with(|| Arc::new(Remote::new(id, self.limits.per_remote))))
     }
 
+    /// Whether `id` brings the tunnels to it itself.
+    fn is_asked(&self, id: NodeId) -> bool {
+        self.views.tables().peer(id).is_some_and(|known| known.reach == Reach::Ask)
+    }
+
+    /// Gets a tunnel ahead of need; one at a time, and not right after a failure unless the agent `asked`.
+    fn open_ahead(self: &Arc<Self>, remote: Arc<Remote>, asked: bool) {
+        if self.is_asked(remote.id) {
+            return self.ask_ahead(&remote);
+        }
+        if remote.start_dial(asked) {
+            let shared = Arc::clone(self);
+            tokio::spawn(async move { shared.dial_ahead(&remote).await });
+        }
+    }
+
+    /// One more tunnel for forwards of `remote`; none when it has too many.
+    fn count_accepted(self: &Arc<Self>, remote: &Arc<Remote>) -> Option<AcceptedTunnel> {
+        // The other side keeps as many in use as we do, and a few idle ones beside them.
+        if remote.accepted.fetch_add(1, Ordering::Relaxed) as usize >= self.limits.per_remote * 2 {
+            remote.accepted.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let (remote, shared) = (Arc::clone(remote), Arc::clone(self));
+        Some(AcceptedTunnel { remote, shared, reason: "its side closed the tunnel" })
+    }
+
     /// Dials, unless a tunnel comes back first.
     async fn dial_or_take(&self, remote: &Arc<Remote>) -> Result<DirectTunnel, DialFailures> {
+        if self.is_asked(remote.id) {
+            return Ok(self.ask_or_take(remote, false).await);
+        }
         let dial = async {
             let _permit = self.dials.acquire().await.expect("the semaphore is never closed");
-            if let Some(direct) = self.take_idle(remote).await {
+            if let Some(direct) = self.take_idle(remote, None).await {
                 return Ok(direct);
             }
             self.dial(remote).await
@@ -343,7 +376,7 @@ impl Shared {
             tokio::select! {
                 biased;
                 () = remote.returned.notified() => {
-                    if let Some(direct) = self.take_idle(remote).await {
+                    if let Some(direct) = self.take_idle(remote, None).await {
                         return Ok(direct);
                     }
                 }
@@ -353,21 +386,7 @@ impl Shared {
     }
 
     async fn dial(&self, remote: &Arc<Remote>) -> Result<DirectTunnel, DialFailures> {
-        let (known, rule) = {
-            let tables = self.views.tables();
-            (tables.peer(remote.id).cloned(), Arc::clone(tables.dial_rule()))
-        };
-        let dialled = match &known {
-            Some(peer) => {
-                let addresses = match &peer.reach {
-                    Reach::Dial(plan) => &plan.addresses,
-                    Reach::Configured(addresses) => addresses,
-                    Reach::Ask => &Vec::new(),
-                };
-                self.dialer.dial(remote.id, peer.entry.key_hash, addresses, &rule, &remote.counters).await
-            }
-            None => Err(DialFailures(Vec::new())),
-        };
+        let dialled = self.dial_known(remote).await;
         match &dialled {
             Ok(direct) => {
                 let before = remote.dialled.fetch_add(1, Ordering::Relaxed);
@@ -376,24 +395,37 @@ impl Shared {
                         "rtt_us" => direct.rtt.as_micros() as u64, "congestion" => %direct.congestion);
                 }
                 let _ = self.congestion.set(direct.congestion.clone());
-                let opened = Opened {
-                    path: PathKind::Direct,
-                    address: direct.address.to_string(),
-                    dialled: true,
-                    carries: true,
-                };
+                let address = direct.address.to_string();
+                let opened = Opened { path: PathKind::Direct, address, dialled: true, carries: true };
                 self.note(remote, |changes| {
                     changes.opened.push(opened);
                     changes.rtt = Some(direct.rtt);
                 });
             }
-            Err(failures) => {
-                debug!(self.log, "dial failed"; "peer_id" => remote.id, "error" => %failures);
-                lock(&remote.top_up).not_before = Instant::now() + TOP_UP_REST;
-                self.note(remote, |changes| changes.failed = Some(failures.clone()));
-            }
+            Err(failures) => self.dial_failed(remote, failures),
         }
         dialled
+    }
+
+    /// Dials where the published tables say, and counts nothing.
+    async fn dial_known(&self, remote: &Remote) -> Result<DirectTunnel, DialFailures> {
+        let (known, rule) = {
+            let tables = self.views.tables();
+            (tables.peer(remote.id).cloned(), Arc::clone(tables.dial_rule()))
+        };
+        let Some(peer) = &known else { return Err(DialFailures(Vec::new())) };
+        let (addresses, rule) = match &peer.reach {
+            Reach::Dial(plan) => (&plan.addresses[..], Some(&*rule)),
+            Reach::Configured(addresses) => (&addresses[..], None),
+            Reach::Ask => (&[][..], None),
+        };
+        self.dialer.dial(remote.id, peer.entry.key_hash, addresses, rule, &remote.counters).await
+    }
+
+    fn dial_failed(&self, remote: &Remote, failures: &DialFailures) {
+        debug!(self.log, "dial failed"; "peer_id" => remote.id, "error" => %failures);
+        lock(&remote.top_up).not_before = Instant::now() + TOP_UP_REST;
+        self.note(remote, |changes| changes.failed = Some(failures.clone()));
     }
 
     async fn dial_ahead(&self, remote: &Arc<Remote>) {
@@ -413,7 +445,7 @@ impl Shared {
         remote.returned.notify_one();
     }
 
-    /// Counts closed tunnels that we dialled.
+    /// Counts closed tunnels for our forwards.
     fn closed(&self, remote: &Arc<Remote>, count: usize, reason: &str) {
         let count = count as u32;
         if remote.dialled.fetch_sub(count, Ordering::Relaxed) == count {

@@ -6,15 +6,13 @@ use std::time::Duration;
 
 use p2p_common::NodeId;
 use p2p_common::link::PathKind;
-use p2p_runtime::tls::ClientTlsStream;
 use slog::debug;
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
 use super::remote::Remote;
 use crate::forward::ending;
-use crate::tunnel::{DirectTunnel, LinkCounters, Tunnel};
+use crate::tunnel::{DirectTunnel, LinkCounters, PeerStream, Tunnel};
 
 /// What may still come of a forward that we ended before its tunnel is not worth waiting for.
 const DISCARD_MAX_BYTES: usize = 256 * 1024;
@@ -31,11 +29,13 @@ pub(crate) struct Lease {
     pub(super) _slot: OwnedSemaphorePermit,
 }
 
-/// Counts a tunnel that a remote dialled, until dropped.
+/// Counts a tunnel that carries forwards of a remote, until dropped.
 #[derive(Debug)]
 pub(crate) struct AcceptedTunnel {
     pub(super) remote: Arc<Remote>,
     pub(super) shared: Arc<Shared>,
+    /// Whose word ended it.
+    pub(super) reason: &'static str,
 }
 
 impl AcceptedTunnel {
@@ -50,14 +50,14 @@ impl Drop for AcceptedTunnel {
         self.remote.accepted.fetch_sub(1, Ordering::Relaxed);
         self.shared.note(&self.remote, |changes| {
             changes.closed_accepted += 1;
-            changes.reason = "its side closed the tunnel".to_owned();
+            changes.reason = self.reason.to_owned();
         });
     }
 }
 
 impl Lease {
     /// The tunnel.
-    pub(crate) fn tunnel(&mut self) -> &mut Tunnel<ClientTlsStream<TcpStream>> {
+    pub(crate) fn tunnel(&mut self) -> &mut Tunnel<PeerStream> {
         &mut self.direct.as_mut().expect("only giving back takes it").tunnel
     }
 
@@ -78,7 +78,7 @@ impl Lease {
 
     /// Closes the tunnel with a reset: what was not delivered yet never will be.
     pub(crate) fn abort(mut self) {
-        ending::abort(self.tunnel().get_ref().get_ref().0);
+        ending::abort(self.tunnel().get_ref().tcp());
     }
 
     /// Puts the tunnel back for the next forward; only when it is between two.

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::PoolLimits;
+use super::asked::Asked;
 use crate::tunnel::direct::DialFailures;
 use crate::tunnel::{DirectTunnel, LinkCounters};
 
@@ -19,12 +20,14 @@ use crate::tunnel::{DirectTunnel, LinkCounters};
 pub(crate) struct Changes {
     /// Tunnels that opened, those we dialled first.
     pub(crate) opened: Vec<Opened>,
-    /// How many of those we dialled closed.
+    /// How many of those for our forwards closed.
     pub(crate) closed_dialled: u32,
-    /// How many of those it dialled closed.
+    /// How many of those for its forwards closed.
     pub(crate) closed_accepted: u32,
     /// Why the last of them did.
     pub(crate) reason: String,
+    /// How many more tunnels it should dial for us.
+    pub(crate) wanted: u32,
     /// The last dial that failed.
     pub(crate) failed: Option<DialFailures>,
     /// The round trip measured last.
@@ -40,9 +43,12 @@ pub(super) struct Remote {
     /// The last used at the end.
     pub(super) idle: Mutex<Vec<Idle>>,
     pub(super) returned: Notify,
-    /// Open tunnels we dialled, idle or not.
+    /// It brought a tunnel it was asked for.
+    pub(super) offered: Notify,
+    pub(super) asked: Mutex<Asked>,
+    /// Open tunnels for our forwards, idle or not.
     pub(super) dialled: AtomicU32,
-    /// Open tunnels it dialled.
+    /// Open tunnels for its forwards.
     pub(super) accepted: AtomicU32,
     pub(super) counters: Arc<LinkCounters>,
     pub(super) changes: Mutex<Changes>,
@@ -69,6 +75,8 @@ impl Remote {
             in_use: Arc::new(Semaphore::new(per_remote)),
             idle: Mutex::default(),
             returned: Notify::new(),
+            offered: Notify::new(),
+            asked: Mutex::default(),
             dialled: AtomicU32::new(0),
             accepted: AtomicU32::new(0),
             counters: Arc::default(),

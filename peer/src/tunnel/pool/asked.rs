@@ -1,0 +1,204 @@
+//! Tunnels that the other side dials: asking for them, and taking those that were asked for (SPEC F2).
+//!
+//! ```text
+//! need ─► ask ─► Changes::wanted ─► agent ─► OPEN_TUNNELS over the mesh link ─► the other side dials, says OFFER
+//!                                             whoever waits ◄─ idle ones ◄─ Pool::take_offered ◄─┘
+//! ```
+//!
+//! Only as many are taken as were asked for lately; what comes beyond is closed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use p2p_common::NodeId;
+use p2p_common::link::PathKind;
+use p2p_common::wire::link::TUNNELS_ASKED_MAX;
+use p2p_peer_core::Opened;
+use slog::{debug, info};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::lease::AcceptedTunnel;
+use super::remote::{Idle, Remote, lock};
+use super::{Pool, Shared};
+use crate::forward::owner::Owner;
+use crate::tunnel::{DirectTunnel, TunnelError};
+
+/// What was asked for comes within this, or not at all: the other side gives each dial 5 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why an offered tunnel is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} offers a tunnel that nobody asked it for")]
+pub(crate) struct NotAsked(NodeId);
+
+/// When one remote was asked for tunnels that it has not brought yet, the oldest first; at most [`TUNNELS_ASKED_MAX`].
+#[derive(Debug, Default)]
+pub(super) struct Asked(VecDeque<Instant>);
+
+impl Asked {
+    fn forget_old(&mut self, now: Instant) {
+        while self.0.front().is_some_and(|at| now.duration_since(*at) >= ANSWER_TIMEOUT) {
+            self.0.pop_front();
+        }
+    }
+
+    /// Notes that one more is wanted; false when as many are already.
+    fn push(&mut self, now: Instant) -> bool {
+        self.forget_old(now);
+        let room = self.0.len() < TUNNELS_ASKED_MAX as usize;
+        if room {
+            self.0.push_back(now);
+        }
+        room
+    }
+
+    /// One came; false when none is expected.
+    fn pop(&mut self, now: Instant) -> bool {
+        self.forget_old(now);
+        self.0.pop_front().is_some()
+    }
+
+    fn len(&mut self, now: Instant) -> usize {
+        self.forget_old(now);
+        self.0.len()
+    }
+}
+
+impl Pool {
+    /// Dials `count` tunnels to `id`, which asked for them over its mesh link, and serves them with `owner` until it
+    /// closes them or `stop`.
+    pub(crate) fn offer(&self, id: NodeId, count: u32, owner: &Owner, stop: &CancellationToken) {
+        for _ in 0..count.min(TUNNELS_ASKED_MAX) {
+            let (shared, owner, stop) = (Arc::clone(&self.shared), owner.clone(), stop.clone());
+            tokio::spawn(async move { Box::pin(shared.offer(id, owner, stop)).await });
+        }
+    }
+
+    /// Takes a tunnel whose dialler serves it, if it was asked for.
+    ///
+    /// # Errors
+    /// When it was not; then it closes.
+    pub(crate) fn take_offered(
+        &self,
+        mut counted: AcceptedTunnel,
+        direct: DirectTunnel,
+    ) -> Result<(), NotAsked> {
+        let (shared, remote) = (&self.shared, Arc::clone(&counted.remote));
+        if !lock(&remote.asked).pop(Instant::now()) {
+            return Err(NotAsked(remote.id));
+        }
+        if remote.dialled.fetch_add(1, Ordering::Relaxed) == 0 {
+            info!(shared.log, "link up"; "peer_id" => remote.id, "address" => %direct.address,
+                "rtt_us" => direct.rtt.as_micros() as u64, "congestion" => %direct.congestion);
+        }
+        let _ = shared.congestion.set(direct.congestion.clone());
+        let address = direct.address.to_string();
+        let opened = Opened { path: PathKind::Direct, address, dialled: false, carries: true };
+        shared.note(&remote, |changes| {
+            changes.opened.push(opened);
+            changes.rtt = Some(direct.rtt);
+        });
+        // From here on it is one of ours.
+        counted.reason = "it serves the tunnel itself";
+        drop(counted);
+        lock(&remote.idle).push(Idle { direct, since: Instant::now() });
+        remote.offered.notify_waiters();
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Asks `remote` for one tunnel; nothing happens when it was asked for as many as it may be: those serve all.
+    fn ask(&self, remote: &Remote) {
+        if lock(&remote.asked).push(Instant::now()) {
+            self.note(remote, |changes| changes.wanted += 1);
+        }
+    }
+
+    /// Asks for so many idle tunnels as are missing.
+    pub(super) fn ask_ahead(&self, remote: &Remote) {
+        let now = Instant::now();
+        let missing =
+            self.limits.warm.saturating_sub(lock(&remote.idle).len() + lock(&remote.asked).len(now));
+        for _ in 0..missing {
+            self.ask(remote);
+        }
+    }
+
+    /// A tunnel that is brought, or one that comes back first; with `fresh` only one that is opened from now on.
+    pub(super) async fn ask_or_take(&self, remote: &Arc<Remote>, fresh: bool) -> DirectTunnel {
+        let newer_than = fresh.then(Instant::now);
+        loop {
+            self.ask(remote);
+            let again = tokio::time::sleep(ANSWER_TIMEOUT);
+            tokio::pin!(again);
+            loop {
+                let (offered, returned) = (remote.offered.notified(), remote.returned.notified());
+                tokio::pin!(offered, returned);
+                // Before the look: what comes meanwhile is then noticed.
+                offered.as_mut().enable();
+                if let Some(direct) = self.take_idle(remote, newer_than).await {
+                    return direct;
+                }
+                tokio::select! {
+                    () = offered => {}
+                    () = returned, if !fresh => {}
+                    () = &mut again => break,
+                }
+            }
+        }
+    }
+
+    async fn offer(self: &Arc<Self>, id: NodeId, owner: Owner, stop: CancellationToken) {
+        let remote = self.remote(id);
+        let Some(counted) = self.count_accepted(&remote) else { return };
+        let dialled = {
+            let _permit = self.dials.acquire().await.expect("the semaphore is never closed");
+            self.dial_known(&remote).await
+        };
+        let mut direct = match dialled {
+            Ok(direct) => direct,
+            Err(failures) => return self.dial_failed(&remote, &failures),
+        };
+        let opened = Opened {
+            path: PathKind::Direct,
+            address: direct.address.to_string(),
+            dialled: true,
+            carries: false,
+        };
+        self.note(&remote, |changes| changes.opened.push(opened));
+        let serving = async {
+            direct.tunnel.offer().await?;
+            owner.serve(*direct.tunnel, id, &stop).await
+        };
+        let served: Result<(), TunnelError> = serving.await;
+        if let Err(error) = served {
+            debug!(self.log, "tunnel ended"; "peer_id" => id, "error" => %error);
+        }
+        drop(counted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_expected_as_were_asked_for_and_not_for_ever() {
+        let mut asked = Asked::default();
+        let now = Instant::now();
+        for _ in 0..TUNNELS_ASKED_MAX {
+            assert!(asked.push(now));
+        }
+        assert!(!asked.push(now));
+        assert!(asked.pop(now));
+        assert!(asked.push(now));
+        let later = now + ANSWER_TIMEOUT;
+        assert!(!asked.pop(later));
+        assert!(asked.push(later));
+        assert_eq!(asked.len(later), 1);
+    }
+}
