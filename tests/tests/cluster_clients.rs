@@ -6,9 +6,12 @@
 use std::fs::{read, write};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use p2p_tests::backend::{Backend, pattern};
 use p2p_tests::clients::bulk::Source;
+use p2p_tests::clients::postgres::Postgres;
+use p2p_tests::clients::redis::Redis;
+use p2p_tests::clients::ssh::Sshd;
 use p2p_tests::clients::tls::TlsFront;
 use p2p_tests::clients::websocket::Websockets;
 use p2p_tests::clients::{Pair, between, grpc, http2, installed, kubernetes, shell, typed};
@@ -16,6 +19,7 @@ use p2p_tests::cluster::{PATIENCE, Watch, run};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -41,6 +45,10 @@ fn noise(count: usize) -> Vec<u8> {
 
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sha256_of_pattern(count: usize) -> String {
+    sha256(&(0..count).map(pattern).collect::<Vec<_>>())
 }
 
 #[test]
@@ -81,6 +89,41 @@ fn curl_over_http_1() -> anyhow::Result<()> {
 }
 
 #[test]
+fn curl_over_http_2() -> anyhow::Result<()> {
+    if !installed(&["curl"]) {
+        return Ok(());
+    }
+    let (dir, backend) = (dir()?, http2::start()?);
+    let sent = noise(MIB);
+    write(dir.path().join("sent"), &sent)?;
+    between(&[("h2.example", backend.addr())], &[], |pair| {
+        let curl = |line: &str| {
+            let script = format!(
+                "cd $DIR; curl -sS --max-time 30 --http2-prior-knowledge --connect-to ::127.0.0.1:$PORT {line}"
+            );
+            typed(&script, &[("DIR", &dir.path().display()), ("PORT", &pair.port())])
+        };
+        let echo: Value = serde_json::from_str(&curl("http://h2.example/asked")?)?;
+        assert_eq!(
+            (&echo["version"], &echo["authority"], &echo["path"]),
+            (&"HTTP/2.0".into(), &"h2.example".into(), &"/asked".into())
+        );
+        let echo: Value = serde_json::from_str(&curl("--data-binary @sent http://h2.example/")?)?;
+        assert_eq!(echo["body_sha256"], *sha256(&sent));
+        let got = curl("http://h2.example/bytes/1000000 | sha256sum")?;
+        assert_eq!(got.split(' ').next(), Some(sha256_of_pattern(1_000_000).as_str()));
+        // Ten streams of one connection at once; curl 7.88 fails at its second one, with Peers or without.
+        if installed(&["h2load"]) {
+            let load =
+                "h2load -n 200 -c 1 -m 10 -H ':authority: h2.example' http://127.0.0.1:$PORT/bytes/100000";
+            let load = typed(load, &[("PORT", &pair.port())])?;
+            assert!(load.contains("200 succeeded, 0 failed") && load.contains("2xx, 0 3xx"), "{load}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn curl_over_tls_by_sni() -> anyhow::Result<()> {
     if !installed(&["curl"]) {
         return Ok(());
@@ -101,8 +144,7 @@ fn curl_over_tls_by_sni() -> anyhow::Result<()> {
         }
         let resolve = "--resolve secure.example:$PORT:127.0.0.1 https://secure.example:$PORT/bytes/1000000";
         let got = curl(&format!("{resolve} | sha256sum"))?;
-        let wanted: Vec<u8> = (0..1_000_000).map(pattern).collect();
-        assert_eq!(got.split(' ').next(), Some(sha256(&wanted).as_str()));
+        assert_eq!(got.split(' ').next(), Some(sha256_of_pattern(1_000_000).as_str()));
         // Nobody's name: closed before any certificate, so no other one can be taken for it.
         let nobody = curl("--connect-to ::127.0.0.1:$PORT https://nobody.example/").unwrap_err().to_string();
         assert!(nobody.contains("exit status: 35"), "{nobody}");
@@ -142,6 +184,86 @@ fn kubectl_by_tls_server_name() -> anyhow::Result<()> {
 }
 
 #[test]
+fn redis_on_a_bound_port() -> anyhow::Result<()> {
+    if !installed(&["redis-server", "redis-cli"]) {
+        return Ok(());
+    }
+    let dir = dir()?;
+    let redis = Redis::start(dir.path())?;
+    let value = noise(MIB);
+    write(dir.path().join("value"), &value)?;
+    between(&[("example-redis", redis.addr())], &["example-redis"], |pair| {
+        let port = pair.bound("example-redis")?;
+        let given: [(&str, &dyn std::fmt::Display); 2] = [("PORT", &port), ("DIR", &dir.path().display())];
+        assert_eq!(typed("redis-cli -p $PORT ping", &given)?, "PONG\n");
+        assert_eq!(typed("redis-cli -p $PORT -x set value < $DIR/value", &given)?, "OK\n");
+        typed("redis-cli -p $PORT --raw get value > $DIR/got", &given)?;
+        // It ends what it prints with a line feed.
+        assert!(read(dir.path().join("got"))?.strip_suffix(b"\n") == Some(&value), "another value came back");
+        let subscribed = Watch::start(shell("exec redis-cli -p $PORT subscribe news", &given))?;
+        let wait = |wanted: &str| -> anyhow::Result<()> {
+            while subscribed.line(PATIENCE)?.1 != wanted {}
+            Ok(())
+        };
+        wait("subscribe")?;
+        std::thread::sleep(SILENCE);
+        assert_eq!(typed("redis-cli -p $PORT publish news hello", &given)?, "1\n");
+        wait("message")?;
+        wait("hello")
+    })
+}
+
+#[test]
+fn psql_on_a_bound_port() -> anyhow::Result<()> {
+    if !installed(&["initdb", "postgres", "psql"]) {
+        return Ok(());
+    }
+    let (dir, postgres) = (dir()?, Postgres::start()?);
+    // 10 MB in lines of their own, as COPY takes them.
+    let rows: String = (0..100_000).map(|row| format!("{row}\t{:x}{:096}\n", row * 7919, row)).collect();
+    write(dir.path().join("rows"), &rows)?;
+    between(&[("db.example", postgres.addr())], &["db.example"], |pair| {
+        let psql = |line: &str| {
+            let script = format!("cd $DIR; psql -qAtX -h 127.0.0.1 -p $PORT -U postgres {line}");
+            typed(&script, &[("DIR", &dir.path().display()), ("PORT", &pair.bound("db.example")?)])
+        };
+        assert_eq!(psql("-c 'select 6 * 7'")?, "42\n");
+        psql("-c 'create table t (id int primary key, text text)'")?;
+        psql("-c '\\copy t from rows'")?;
+        assert_eq!(psql("-c 'select count(*), max(id) from t'")?, "100000|99999\n");
+        psql("-c '\\copy (select * from t order by id) to got'")?;
+        ensure!(read(dir.path().join("got"))? == rows.as_bytes(), "other rows came back");
+        Ok(())
+    })
+}
+
+#[test]
+fn ssh_on_a_bound_port() -> anyhow::Result<()> {
+    if !installed(&["sshd", "ssh", "ssh-keygen"]) {
+        return Ok(());
+    }
+    let dir = dir()?;
+    let Some(sshd) = Sshd::start(dir.path())? else { return Ok(()) };
+    let sent = noise(50_000_000);
+    write(dir.path().join("sent"), &sent)?;
+    between(&[("ssh.example", sshd.addr())], &["ssh.example"], |pair| {
+        let ssh = sshd.client(pair.bound("ssh.example")?);
+        let at = |script: &str| {
+            let script = script.replace("SSH", &ssh);
+            typed(&script, &[("DIR", &dir.path().display())])
+        };
+        assert_eq!(at("SSH 'echo out; echo err >&2; exit 3' || echo $?")?, "out\n3\n");
+        // Up, the hash taken there; and down, taken here.
+        let hash = format!("{}  -\n", sha256(&sent));
+        assert_eq!(at("SSH sha256sum < $DIR/sent")?, hash);
+        assert_eq!(at("SSH cat $DIR/sent | sha256sum")?, hash);
+        // Each side ends its input by itself.
+        assert_eq!(at("SSH cat < $DIR/sent | sha256sum")?, hash);
+        Ok(())
+    })
+}
+
+#[test]
 fn websockets() -> anyhow::Result<()> {
     let dir = dir()?;
     let Some(websockets) = Websockets::start(dir.path())? else { return Ok(()) };
@@ -149,6 +271,18 @@ fn websockets() -> anyhow::Result<()> {
         let tried = run(websockets.client("chat.example", pair.port()), PATIENCE)?.success()?;
         assert_eq!(tried, "tried\n");
         Ok(())
+    })
+}
+
+#[test]
+fn grpc_with_prior_knowledge() -> anyhow::Result<()> {
+    let backend = grpc::start(SILENCE)?;
+    between(&[("grpc.example", backend.addr())], &[], |pair| {
+        let addr = pair.addr();
+        calls(async move || {
+            let connect = move || async move { Ok(TcpStream::connect(addr).await?) };
+            grpc::channel("grpc.example", connect).await
+        })
     })
 }
 
