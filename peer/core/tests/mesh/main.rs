@@ -1,0 +1,9 @@
+//! Several real agents joined by mesh links: in-memory connections, virtual time, the public interface only.
+
+mod bounds;
+mod chaos;
+mod hostile;
+mod printed;
+mod servers;
+mod walk;
+mod world;
