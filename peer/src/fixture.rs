@@ -1,6 +1,7 @@
 //! Peers in one process for the tests of this crate: real certificates, sockets and agents; the Server they
 //! meet through is played by the test, which hands each agent what a Server would push.
 
+pub(crate) mod linked;
 pub(crate) mod played;
 pub(crate) mod records;
 
@@ -68,6 +69,9 @@ pub(crate) struct Node {
 pub(crate) struct Bounds {
     pub(crate) forwards: usize,
     pub(crate) access_log: AccessLog,
+    /// Whose mesh links it dials.
+    pub(crate) remote_peers: Vec<SocketAddr>,
+    pub(crate) transit: bool,
     pub(crate) pool: PoolLimits,
     pub(crate) ingress: IngressLimits,
     pub(crate) clients_allow: SourceRanges,
@@ -79,6 +83,8 @@ impl Default for Bounds {
         Bounds {
             forwards: 4_096,
             access_log: AccessLog::All,
+            remote_peers: Vec::new(),
+            transit: false,
             pool: PoolLimits::default(),
             ingress: IngressLimits { connections: 4_096, handshakes: 64 },
             clients_allow: SourceRanges::loopback(),
@@ -131,8 +137,8 @@ impl World {
                 services,
                 net,
                 mesh: Mesh::Auto,
-                remote_peers: Vec::new(),
-                transit: false,
+                remote_peers: bounds.remote_peers.into_iter().map(HostPort::from).collect(),
+                transit: bounds.transit,
                 link: LinkSettings::default(),
                 on_servers_lost: OnServersLost::Stop,
                 heartbeat: Heartbeat::default(),
@@ -168,13 +174,7 @@ impl World {
             buffers: buffers.clone(),
             log: log.clone(),
         };
-        let owner = Owner {
-            views: Arc::clone(&views),
-            forwards: Arc::clone(&forwards),
-            recents: Recents::default(),
-            buffers: buffers.clone(),
-            log: log.clone(),
-        };
+        let owner = Owner { forwarder: forwarder.clone(), recents: Recents::default() };
         let ingress = Arc::new(Ingress {
             forwarder,
             owner,
@@ -266,13 +266,21 @@ impl Node {
         let mut entries: Vec<_> = entries.into_iter().map(|entry| (entry.id, entry)).collect();
         entries.sort_by_key(|(id, _)| *id);
         let push = Push::Snapshot(Piece { revision, first: true, done: true, entries });
+        let push = FromServer::Push(push);
+        self.agent.lock().unwrap().handle_session_message(self.session, push, Moment::default());
+        self.take_outputs();
+    }
+
+    /// What the agent asks for; what it publishes is published.
+    fn take_outputs(&self) -> Vec<Output> {
         let mut agent = self.agent.lock().unwrap();
-        agent.handle_session_message(self.session, FromServer::Push(push), Moment::default());
-        while let Some(output) = agent.poll_output() {
+        let outputs: Vec<_> = std::iter::from_fn(|| agent.poll_output()).collect();
+        for output in &outputs {
             if let Output::Publish(tables) = output {
-                self.views.publish(tables);
+                self.views.publish(Arc::clone(tables));
             }
         }
+        outputs
     }
 }
 

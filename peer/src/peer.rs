@@ -163,22 +163,17 @@ impl Peer {
         };
         let forwards =
             Forwards::new(limits.connections, metrics.forwards.clone(), config.access_log, log.clone());
-        let owner = Owner {
+        let forwarder = Forwarder {
             views: Arc::clone(&views),
+            pool: pool.clone(),
             forwards: Arc::clone(&forwards),
-            recents: Recents::default(),
             buffers: buffers.clone(),
             log: log.clone(),
         };
+        let owner = Owner { forwarder: forwarder.clone(), recents: Recents::default() };
         let ingress = Arc::new(Ingress {
-            forwarder: Forwarder {
-                views: Arc::clone(&views),
-                pool: pool.clone(),
-                forwards: Arc::clone(&forwards),
-                buffers: buffers.clone(),
-                log: log.clone(),
-            },
             owner: owner.clone(),
+            forwarder,
             pool: pool.clone(),
             links: links.clone(),
             tls: ServerTls::peer(Arc::clone(&credentials)),

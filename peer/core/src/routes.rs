@@ -337,8 +337,8 @@ impl Tables {
 
     /// Where a request for `name` goes: local first, then connected Peers; among these links that do not fail
     /// first, then owners before those who carry on to one, then the own zone, then `pick`, any number, decides
-    /// between equals. What is not up is passed over. Those in `tried` are left out, so that a request that was
-    /// refused can go on to the next.
+    /// between equals. What is not up is passed over. Those in `tried`, this Peer perhaps, are left out, so that a
+    /// request that was refused can go on to the next.
     ///
     /// # Errors
     /// When nobody can be asked.
@@ -346,7 +346,7 @@ impl Tables {
         let Some(routes) = self.routes.get(name) else {
             return Err(LookupError::Unknown { name: name.to_owned() });
         };
-        let is_tried = |route: &Route| tried.iter().any(|id| route.source == Source::Peer(*id));
+        let is_tried = |route: &Route| tried.contains(&route.source.peer().unwrap_or(self.me));
         let connected = || routes.iter().filter(|route| route.connected && !is_tried(route));
         let open = || connected().filter(|route| route.state == ServiceState::Up);
         if let Some(local) = open().next().filter(|route| route.source == Source::Local) {

@@ -193,7 +193,8 @@ impl Forwards {
             service,
             role,
             peer,
-            path: None,
+            // Others come by the one path there is; where this Peer goes is known when it is there.
+            path: peer.map(|_| PathKind::Direct),
             began: Instant::now(),
             opened: None,
             end: End::Stopped,
@@ -230,6 +231,11 @@ impl Forward {
     /// What it is for.
     pub(crate) fn service(&self) -> &ServiceName {
         &self.service
+    }
+
+    /// Who carries it, and on which path; none for a backend of this Peer.
+    pub(super) fn owner(&self) -> Option<(NodeId, PathKind)> {
+        self.peer.zip(self.path)
     }
 
     /// When it began.
@@ -298,7 +304,7 @@ impl Drop for Forward {
                 "proxy_id" => %self.proxy_id,
                 "service" => %self.service,
                 "peer_id" => self.peer.map_or_else(|| "local".to_owned(), |id| id.to_string()),
-                "path" => self.path.map_or("none", PathKind::as_str),
+                "path" => self.path.map_or("local", PathKind::as_str),
                 "role" => self.role.as_str(),
                 "bytes_in" => self.bytes.into,
                 "bytes_out" => self.bytes.out,

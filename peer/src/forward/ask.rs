@@ -339,6 +339,7 @@ fn another_may_do_better(code: ErrorCode) -> bool {
             | ErrorCode::Draining
             | ErrorCode::Unavailable
             | ErrorCode::OwnerOffline
+            | ErrorCode::ServiceDown
             | ErrorCode::ServiceUnknown
     )
 }

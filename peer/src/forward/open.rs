@@ -111,6 +111,8 @@ pub(super) enum Upstream {
     Local(Plain<TcpStream>),
     /// A tunnel to the owner.
     Remote(Lease),
+    /// A forward of this Peer to the owner, for a Peer that does not see it.
+    Onward(Box<Opened>),
 }
 
 impl Forwarder {
@@ -142,12 +144,46 @@ impl Forwarder {
         }
     }
 
+    /// Opens a forward of this Peer to the first of `owners` that accepts. No client byte leaves before.
+    ///
+    /// # Errors
+    /// When nobody accepts.
+    pub(super) async fn open_onward(
+        &self,
+        service: &ServiceName,
+        owners: &[NodeId],
+    ) -> Result<Opened, OpenError> {
+        let mut forward = self.forwards.begin(service).ok_or(OpenError::Full)?;
+        let mut none = self.buffers.get();
+        let deadline = forward.began() + OPEN_TIMEOUT;
+        let proxy_id = forward.proxy_id();
+        let mut request = Request { proxy_id, service, first: &mut none, count: 0, deadline };
+        let mut failed = OpenError::TimedOut;
+        for owner in owners {
+            match self.ask(*owner, &mut request).await {
+                Ok(Accepted { lease, sent }) => {
+                    return Ok(Opened::new(Upstream::Remote(lease), sent, forward));
+                }
+                Err(NotAccepted { error, elsewhere }) => {
+                    failed = error;
+                    if !elsewhere || Instant::now() >= deadline {
+                        break;
+                    }
+                }
+            }
+        }
+        forward.end(End::NotOpened(failed.code()));
+        Err(failed)
+    }
+
     async fn upstream(&self, mut request: Request<'_>) -> Result<(Upstream, usize), OpenError> {
         let pick = rand::random();
         let mut tried = Vec::new();
         let mut failed = None;
         loop {
-            let owner = match self.views.tables().resolve(request.service.as_str(), pick, &tried) {
+            let tables = self.views.tables();
+            let me = tables.me();
+            let owner = match tables.resolve(request.service.as_str(), pick, &tried) {
                 Ok(Route { source: Source::Peer(owner), .. }) => Ok(*owner),
                 Ok(Route { source: Source::Local, backend, .. }) => Err(backend.clone()),
                 // Why the last one did not do says more than that all have been tried.
@@ -155,7 +191,15 @@ impl Forwarder {
             };
             let owner = match owner {
                 Ok(owner) => owner,
-                Err(backend) => return Ok((Upstream::Local(backend::connect(&backend).await?), 0)),
+                Err(backend) => match backend::connect(&backend).await {
+                    Ok(backend) => return Ok((Upstream::Local(backend), 0)),
+                    // Nothing has left: somebody else may have it.
+                    Err(error) => {
+                        failed = Some(error.into());
+                        tried.push(me);
+                        continue;
+                    }
+                },
             };
             match self.ask(owner, &mut request).await {
                 Ok(Accepted { lease, sent }) => return Ok((Upstream::Remote(lease), sent)),
@@ -175,6 +219,7 @@ impl Opened {
         forward.opened(match &upstream {
             Upstream::Local(_) => None,
             Upstream::Remote(lease) => Some((lease.peer(), lease.path())),
+            Upstream::Onward(onward) => onward.forward.owner(),
         });
         forward.count(sent as u64, 0);
         Opened { upstream, forward, sent }
@@ -196,8 +241,11 @@ impl Opened {
         forward.end(End::Done);
         drop(forward);
         async move {
-            if let Upstream::Remote(lease) = upstream {
-                lease.retire().await;
+            match upstream {
+                Upstream::Local(_) => {}
+                Upstream::Remote(lease) => lease.retire().await,
+                // It is one onward from here: an onward forward is never carried on again.
+                Upstream::Onward(onward) => Box::pin(onward.retire()).await,
             }
         }
     }
@@ -210,10 +258,12 @@ impl Opened {
     /// Ends the forward in the middle, so that the service does not take what it got for the whole.
     pub(crate) fn abort(mut self, end: End) {
         self.forward.end(end);
-        if let Upstream::Local(backend) = self.upstream {
-            super::ending::abort(backend.get_ref());
+        match self.upstream {
+            Upstream::Local(backend) => super::ending::abort(backend.get_ref()),
+            // A tunnel that is dropped breaks the forward at its owner.
+            Upstream::Remote(_) => {}
+            Upstream::Onward(onward) => onward.abort(end),
         }
-        // A tunnel that is dropped breaks the forward at its owner.
     }
 }
 
@@ -222,6 +272,7 @@ impl Carrier for Opened {
         let received = ready!(match &mut self.upstream {
             Upstream::Local(backend) => backend.poll_recv(cx, into),
             Upstream::Remote(lease) => lease.tunnel().poll_recv(cx, into),
+            Upstream::Onward(onward) => onward.poll_recv(cx, into),
         })?;
         self.forward.count(0, received as u64);
         Poll::Ready(Ok(received))
@@ -237,6 +288,7 @@ impl Carrier for Opened {
         let sent = ready!(match &mut self.upstream {
             Upstream::Local(backend) => backend.poll_send(cx, from, count, last),
             Upstream::Remote(lease) => lease.tunnel().poll_send(cx, from, count, last),
+            Upstream::Onward(onward) => onward.poll_send(cx, from, count, last),
         })?;
         self.forward.count(sent as u64, 0);
         Poll::Ready(Ok(sent))
@@ -246,6 +298,7 @@ impl Carrier for Opened {
         match &mut self.upstream {
             Upstream::Local(backend) => backend.poll_flush(cx),
             Upstream::Remote(lease) => lease.tunnel().poll_flush(cx),
+            Upstream::Onward(onward) => onward.poll_flush(cx),
         }
     }
 
@@ -253,6 +306,7 @@ impl Carrier for Opened {
         match &mut self.upstream {
             Upstream::Local(backend) => backend.poll_finish(cx),
             Upstream::Remote(lease) => lease.tunnel().poll_finish(cx),
+            Upstream::Onward(onward) => onward.poll_finish(cx),
         }
     }
 }

@@ -1,25 +1,24 @@
 //! The owner's side of a tunnel: answers FORWARDs for the services of this Peer, one after the other.
 //!
 //! A FORWARD brings a name, never an address; only a backend registered here, and visible to the caller, is
-//! dialled (SPEC F7, I8). The caller is who the tunnel's certificate says.
+//! dialled (SPEC F7, I8). The caller is who the tunnel's certificate says. A Peer that carries on (`transit`, SPEC F3)
+//! opens a forward of its own to the owner first and accepts when that is accepted, so that no byte is ever in doubt.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
 use p2p_common::wire::tunnel::ProxyId;
 use p2p_common::{ErrorCode, NodeId};
 use p2p_peer_core::{ForwardRefusal, ForwardTo};
-use slog::{Logger, debug};
+use slog::debug;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::open::{Opened, Upstream};
 use super::recent::{Recent, TakeUp};
-use super::splice::{Broken, Buffers, Pipe, copy_both};
-use super::{End, Forward, Forwards, Recents, backend};
-use crate::published::Views;
+use super::splice::{Broken, Pipe, copy_both};
+use super::{End, Forward, Forwarder, Recents, backend};
 use crate::tunnel::{Tunnel, TunnelError};
 
 /// Client bytes that came with a FORWARD that is refused; more would be a client that does not listen.
@@ -33,16 +32,10 @@ const HOLD: Duration = Duration::from_millis(2);
 /// What serving tunnels needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Owner {
-    /// Who may reach which backend.
-    pub(crate) views: Arc<Views>,
-    /// The slots.
-    pub(crate) forwards: Arc<Forwards>,
+    /// Who may reach which backend; and the way on to those who have what is not here.
+    pub(crate) forwarder: Forwarder,
     /// What was taken up lately.
     pub(crate) recents: Recents,
-    /// For copying.
-    pub(crate) buffers: Buffers,
-    /// Where to report.
-    pub(crate) log: Logger,
 }
 
 /// Why a forward is refused.
@@ -87,7 +80,7 @@ impl Owner {
                 },
                 Err((code, text)) => (code, text.to_owned()),
             };
-            debug!(self.log, "forward refused"; "proxy_id" => %proxy_id, "service" => %service,
+            debug!(self.forwarder.log, "forward refused"; "proxy_id" => %proxy_id, "service" => %service,
                 "peer_id" => caller, "code" => code.as_str(), "error" => &text);
             tunnel.refuse(proxy_id, code, text, DISCARD_MAX_BYTES).await?;
         }
@@ -123,6 +116,7 @@ impl Owner {
         // Remembered before anything else may refuse it: the caller may go elsewhere then.
         match recent.take_up(proxy_id, Instant::now()) {
             TakeUp::New => self
+                .forwarder
                 .forwards
                 .serve(proxy_id, service.clone(), caller)
                 .ok_or((ErrorCode::Exhausted, "its owner carries as many forwards as it can")),
@@ -132,17 +126,20 @@ impl Owner {
     }
 
     async fn open(&self, caller: NodeId, service: &ServiceName) -> Result<Upstream, Refusal> {
-        let backend = match self.views.tables().may_forward(caller, service) {
+        let backend = match self.forwarder.views.tables().may_forward(caller, service) {
             Ok(ForwardTo::Backend(backend)) => backend,
-            Ok(ForwardTo::Carry { .. }) => {
-                let text = "its owner is another Peer, and this one does not carry on".to_owned();
-                return Err(Refusal { code: ErrorCode::OwnerOffline, text });
+            Ok(ForwardTo::Carry { owners }) => {
+                let onward = self.forwarder.open_onward(service, &owners).await;
+                return match onward {
+                    Ok(onward) => Ok(Upstream::Onward(Box::new(onward))),
+                    Err(error) => Err(Refusal { code: error.code(), text: error.to_string() }),
+                };
             }
             Err(ForwardRefusal { code, text }) => return Err(Refusal { code, text }),
         };
         // The backend's address is the owner's affair: it goes into its own log, not to the caller.
         backend::connect(&backend).await.map(Upstream::Local).map_err(|error| {
-            debug!(self.log, "backend failed"; "service" => %service, "error" => %error);
+            debug!(self.forwarder.log, "backend failed"; "service" => %service, "error" => %error);
             let text = match backend::code(&error) {
                 ErrorCode::BackendTimeout => "the backend did not answer its owner in time",
                 _ => "the backend refused its owner's connection",
@@ -156,8 +153,8 @@ impl Owner {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         tunnel.accept(opened.forward().proxy_id());
-        let mut there = Pipe::new(self.buffers.get());
-        let mut back = Pipe::new(self.buffers.get()).hold(HOLD);
+        let mut there = Pipe::new(self.forwarder.buffers.get());
+        let mut back = Pipe::new(self.forwarder.buffers.get()).hold(HOLD);
         match copy_both((&mut *tunnel, &mut there), (&mut opened, &mut back)).await {
             Ok(()) => {
                 tunnel.reset();
@@ -167,7 +164,7 @@ impl Owner {
             }
             Err(broken) => {
                 let forward = opened.forward();
-                debug!(self.log, "forward broke"; "proxy_id" => %forward.proxy_id(),
+                debug!(self.forwarder.log, "forward broke"; "proxy_id" => %forward.proxy_id(),
                     "service" => %forward.service(), "error" => %broken);
                 let (end, error) = match broken {
                     Broken::From(error) => (End::Client, error),

@@ -496,3 +496,84 @@ async fn the_owner_runs_a_forward_that_came_twice_once() {
     }
     eventually("run", || runs.load(Ordering::Relaxed) == 20).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_own_backend_that_refuses_leaves_the_request_to_others() {
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let world = World::new();
+    let other = world.node(1, &service("web.example", echo_backend("other").await), Bounds::default());
+    let ingress = world.node(2, &service("web.example", dead), Bounds::default());
+    other.learn(&[&ingress], 1);
+    let mut client = Client::to(&ingress).await;
+    assert_eq!(client.get("web.example", "/").await.0, 502);
+    ingress.learn(&[&other], 1);
+    client.send(&post(b"body")).await;
+    assert_eq!(client.response().await, (200, "other POST / HTTP/1.1 body".into()));
+    drop(client);
+    nothing_left(&ingress, &other).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_in_the_middle_carries_on() {
+    let world = World::new();
+    let echoes = backend(|stream| async move {
+        let (mut read, mut write) = tokio::io::split(stream);
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+        write.write_all(b" bye").await.unwrap();
+        write.shutdown().await.unwrap();
+    })
+    .await;
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (web, raw) = (service("web.example", echo_backend("c").await), service("raw.example", echoes));
+    let services = [web, raw, service("dead.example", dead)].concat();
+    for transit in [true, false] {
+        let far = world.node(3, &services, Bounds::default());
+        let bounds = Bounds { transit, remote_peers: vec![far.listen], ..Bounds::default() };
+        let middle = world.node(1, &[], bounds);
+        let bounds = Bounds { remote_peers: vec![middle.listen], ..Bounds::default() };
+        let ingress = world.node(2, &[], bounds);
+        crate::fixture::linked::link(&[&far, &middle, &ingress]);
+        let mut client = Client::to(&ingress).await;
+        if !transit {
+            assert_eq!(client.get("web.example", "/").await.0, 404);
+            continue;
+        }
+        client.send(&post(b"body")).await;
+        assert_eq!(client.response().await, (200, "c POST / HTTP/1.1 body".into()));
+        let (status, body) = client.get("dead.example", "/").await;
+        assert_eq!(status, 502, "{body}");
+        assert!(body.contains("the backend refused its owner's connection"), "{body}");
+        drop(client);
+        // Bytes as they are, half-close included, and more of them than fit into any buffer.
+        let mut client = Client::to(&ingress).await;
+        client.send(b"CONNECT raw.example:80 HTTP/1.1\r\nHost: raw.example:80\r\n\r\n").await;
+        assert_eq!(client.response().await.0, 200);
+        let data = pattern(3_000_000, 5);
+        let (mut read, mut write) = tokio::io::split(client.0);
+        let sent = data.clone();
+        let writing = tokio::spawn(async move {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+            write
+        });
+        let mut all = Vec::new();
+        within(read.read_to_end(&mut all)).await.unwrap();
+        assert!(all == [&data[..], b" bye"].concat());
+        drop(writing.await.unwrap());
+        nothing_left(&ingress, &middle).await;
+        nothing_left(&middle, &far).await;
+        // It is the owner of one forward and the ingress of another, and both have the same bytes.
+        let records = middle.records.all();
+        let of = |role: &str, key: &str| {
+            let raw = records.iter().find(|row| row["role"] == role && row["service"] == "raw.example");
+            raw.unwrap_or_else(|| panic!("{records:?}"))[key].clone()
+        };
+        assert_eq!(of("owner", "bytes_in"), data.len().to_string());
+        assert_eq!(of("owner", "bytes_out"), of("ingress", "bytes_out"));
+        assert_eq!(
+            (of("owner", "peer_id"), of("ingress", "peer_id")),
+            (ingress.id.to_string(), far.id.to_string())
+        );
+        assert_eq!((middle.pool.tunnels(), ingress.pool.tunnels().0), ((1, 1), 1));
+    }
+}
