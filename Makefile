@@ -57,7 +57,7 @@ image: ## Build the container image p2pcore:latest (BINARIES=prebuilt compiles h
 
 bench: bench-forward bench-framing ## Run all benches
 
-bench-forward: ## Measure forwards beside a direct fetch and haproxy: target/bench/forward.json
+bench-forward: ## Measure forwards beside a direct fetch, haproxy and rathole: target/bench/forward.json
 	cargo run --release -p p2p-tests --bin bench_forward
 
 bench-framing: ## Measure the framing of HTTP/1 beside hyper: target/bench/framing.json

@@ -6,6 +6,7 @@
 
 mod cpu;
 mod load;
+mod paced;
 mod rivals;
 mod tools;
 
@@ -18,8 +19,9 @@ use serde::Serialize;
 
 pub use cpu::{cpu_seconds, own_cpu_seconds};
 pub use load::{Bulk, Load, Reuse, bulk, requests};
-pub use rivals::{Haproxy, Nginx, haproxy_chain, haproxy_plain};
-pub use tools::find_or_install;
+pub use paced::paced_p99_ms;
+pub use rivals::{Haproxy, Nginx, Rathole, RatholeTransport, haproxy_chain, haproxy_plain};
+pub use tools::{cargo_install, find_or_install};
 
 /// Which way is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -114,6 +116,25 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Says what the project wants of it.
+    #[must_use]
+    pub fn with_aim(mut self, aim: Option<f64>) -> Row {
+        self.aim = aim;
+        self
+    }
+
+    /// Whether the aim is reached; none without an aim or a figure to hold against it.
+    pub fn is_met(&self) -> Option<bool> {
+        let found = if self.theirs.is_some() { self.ratio? } else { self.ours };
+        let aim = self.aim?;
+        Some(match self.better {
+            Better::Higher => found >= aim,
+            Better::Lower => found <= aim,
+        })
+    }
+}
+
 impl Report {
     /// An empty result of `bench` on this machine and commit.
     pub fn new(bench: &str) -> Self {
@@ -128,18 +149,24 @@ impl Report {
     /// A table for people.
     pub fn table(&self) -> String {
         let mut table = format!("{} at {} on {}\n", self.bench, self.commit, self.cpu);
-        table += "| case | unit | ours | rival | theirs | ratio (min-max) | rounds |\n";
-        table += "| ---- | ---- | ---- | ----- | ------ | --------------- | ------ |\n";
+        table += "| case | unit | ours | rival | theirs | ratio (min-max) | aim | rounds |\n";
+        table += "| ---- | ---- | ---- | ----- | ------ | --------------- | --- | ------ |\n";
         for row in &self.rows {
             let theirs = row.theirs.map_or("-".into(), figure);
             let ratio = match (row.ratio, row.min, row.max) {
                 (Some(ratio), Some(min), Some(max)) => format!("{ratio:.2} ({min:.2}-{max:.2})"),
                 _ => "-".into(),
             };
-            let (case, unit, rival) = (&row.case, &row.unit, &row.rival);
+            let verdict = match row.is_met() {
+                Some(true) => " met",
+                Some(false) => " missed",
+                None => "",
+            };
+            let aim = row.aim.map_or("-".into(), |aim| format!("{}{verdict}", figure(aim)));
+            let (case, unit, rival, rounds) = (&row.case, &row.unit, &row.rival, row.rounds);
             let ours = figure(row.ours);
             table +=
-                &format!("| {case} | {unit} | {ours} | {rival} | {theirs} | {ratio} | {} |\n", row.rounds);
+                &format!("| {case} | {unit} | {ours} | {rival} | {theirs} | {ratio} | {aim} | {rounds} |\n");
         }
         table
     }
@@ -205,6 +232,18 @@ mod tests {
         let row = Row::compare(&CASE, &[10.0, 30.0, 20.0], "rival", &[10.0, 10.0, 40.0]).unwrap();
         assert_eq!((row.ours, row.theirs, row.ratio), (20.0, Some(10.0), Some(1.0)));
         assert_eq!((row.min, row.max, row.rounds), (Some(0.5), Some(3.0), 3));
+    }
+
+    #[test]
+    fn an_aim_is_a_bound_on_the_ratio_or_on_ours() {
+        let met = |better, theirs: &[f64], aim| {
+            let row = Row::compare(&Case { better, ..CASE }, &[2.0], "rival", theirs).unwrap();
+            row.with_aim(aim).is_met()
+        };
+        assert_eq!(met(Better::Higher, &[1.0], Some(2.0)), Some(true));
+        assert_eq!(met(Better::Lower, &[1.0], Some(1.9)), Some(false));
+        assert_eq!(met(Better::Lower, &[], Some(2.0)), Some(true));
+        assert_eq!(met(Better::Higher, &[1.0], None), None);
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! haproxy and nginx as we run them: their own files in a directory of ours, loopback only, in the foreground.
+//! haproxy, rathole and nginx as we run them: their own files in a directory of ours, loopback only, in the
+//! foreground.
+
+mod rathole;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,6 +12,8 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use crate::cluster::{Lifetime, PATIENCE, PortLease, Process};
 use crate::http;
+
+pub use rathole::{Rathole, RatholeTransport};
 
 /// One or two haproxy processes in front of a backend.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Rivals and tools of Debian, found or installed when a bench wants them.
+//! Rivals and tools of Debian and crates.io, found or installed when a bench wants them.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -20,6 +20,25 @@ pub fn find_or_install(program: &str) -> Option<PathBuf> {
         println!("{program}: not to be had here; its rows say so");
     }
     found
+}
+
+/// Finds `program` of crates.io in this `version` below `target/bench/rivals`, installing it there if need be;
+/// `None` is said aloud. Its newest dependencies are taken, as its users would get them.
+pub fn cargo_install(program: &str, version: &str) -> Option<PathBuf> {
+    let root = crate::repository_root().join("target/bench/rivals");
+    let path = root.join("bin").join(program);
+    if path.is_file() {
+        return Some(path);
+    }
+    println!("{program} {version}: not installed, trying cargo install");
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["install", program, "--version", version, "--quiet", "--root"]).arg(&root);
+    command.arg("--target-dir").arg(root.join("build")).stdin(Stdio::null());
+    let installed = command.status().is_ok_and(|status| status.success()) && path.is_file();
+    if !installed {
+        println!("{program}: not to be had here; its rows say so");
+    }
+    installed.then_some(path)
 }
 
 fn find(program: &str) -> Option<PathBuf> {

@@ -1,8 +1,10 @@
-//! `make bench-forward`: what a forward through two Peers costs, beside no proxy at all and beside haproxy.
+//! `make bench-forward`: what a forward through two Peers costs, beside no proxy at all and beside its rivals.
 //!
-//! client -> Peer -> Peer -> backend against client -> backend, one plain haproxy, and two haproxies with
-//! mutual TLS between them, which is the rival that does the same work. One client and one backend serve all;
-//! everything is on loopback and shares the processors. `--rounds N` and `--seconds S` change the length.
+//! client -> Peer -> Peer -> backend against client -> backend, one plain haproxy, two haproxies with mutual
+//! TLS between them, and rathole over TCP and over TLS. The mutual TLS chain is the rival that does the same
+//! work; rathole's TLS shows a certificate on one side only and it reads no HTTP. One client and one backend
+//! serve all; everything is on loopback and shares the processors. Load is closed-loop but for the rows at 70 %
+//! of the slower one's rate, which keep a timetable. `--rounds N` and `--seconds S` change the length.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use p2p_tests::backend::Backend;
 use p2p_tests::bench::{
-    Better, Case, Figures, Haproxy, Nginx, Report, Reuse, Row, bulk, cpu_seconds, find_or_install,
-    haproxy_chain, haproxy_plain, requests,
+    Better, Case, Figures, Haproxy, Nginx, Rathole, RatholeTransport, Report, Reuse, Row, bulk,
+    cargo_install, cpu_seconds, find_or_install, haproxy_chain, haproxy_plain, paced_p99_ms, requests,
 };
 use p2p_tests::cluster::{Cluster, PATIENCE, wait_for};
 use p2p_tests::http;
@@ -29,6 +31,11 @@ const OURS: &str = "two Peers";
 const DIRECT: &str = "direct";
 const PLAIN: &str = "haproxy x1 plain";
 const CHAIN: &str = "haproxy x2 mTLS";
+const RATHOLE_TCP: &str = "rathole TCP";
+const RATHOLE_TLS: &str = "rathole TLS";
+
+/// The last release that was published.
+const RATHOLE_VERSION: &str = "0.5.0";
 
 const KEPT: [Case; 3] = [
     Case { name: "keep-alive, 32 clients", unit: "req/s", better: Better::Higher },
@@ -42,13 +49,45 @@ const CLOSED: [Case; 3] = [
 ];
 const BULK: Case = Case { name: "bulk, 1 stream", unit: "MB/s", better: Better::Higher };
 const COST: Case = Case { name: "bulk, CPU of the proxies", unit: "CPU-s/GB", better: Better::Lower };
+/// Of the rate that the slower of the two reached in the same round.
+const PACE: f64 = 0.7;
+/// The rivals of these rows, which are measured at a rate of their own.
+const PACED: [(&str, Case); 2] = [
+    (RATHOLE_TLS, paced("keep-alive at 70 % of the slower's rate (rathole TLS), p99")),
+    (CHAIN, paced("keep-alive at 70 % of the slower's rate (haproxy mTLS), p99")),
+];
+
+const fn paced(name: &'static str) -> Case {
+    Case { name, unit: "ms", better: Better::Lower }
+}
+
+/// What the project wants of a ratio.
+const AIMS: &[(&Case, &str, f64)] = &[
+    (&KEPT[0], RATHOLE_TLS, 3.0),
+    (&KEPT[0], CHAIN, 1.0),
+    (&CLOSED[0], RATHOLE_TLS, 4.0),
+    (&CLOSED[0], RATHOLE_TCP, 1.0),
+    (&BULK, RATHOLE_TLS, 1.6),
+    (&BULK, RATHOLE_TCP, 1.1),
+    (&BULK, CHAIN, 1.25),
+    (&COST, RATHOLE_TLS, 0.6),
+    (&PACED[0].1, RATHOLE_TLS, 1.0),
+    (&PACED[1].1, CHAIN, 1.0),
+];
 
 /// Something that answers for the service, and the processes that work for it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Contestant {
     name: &'static str,
     addr: SocketAddr,
     pids: Vec<u32>,
+}
+
+/// The rivals that are to be had.
+#[derive(Debug, Default)]
+struct Rivals {
+    haproxies: Vec<(&'static str, Haproxy)>,
+    ratholes: Vec<(&'static str, Rathole)>,
 }
 
 /// Where the pages are.
@@ -60,6 +99,7 @@ struct Pages {
 
 fn main() -> anyhow::Result<()> {
     let (rounds, seconds) = arguments()?;
+    let length = Duration::from_secs_f64(seconds);
     let dir = tempfile::Builder::new().prefix("p2pcore-bench-").tempdir()?;
     let nginx = find_or_install("nginx").map(|program| start_nginx(&program, dir.path())).transpose()?;
     let own = if nginx.is_none() { Some(Backend::start("bench")?) } else { None };
@@ -73,16 +113,14 @@ fn main() -> anyhow::Result<()> {
     };
     println!("backend: {}", if nginx.is_some() { "nginx" } else { "our own" });
 
+    let rivals = Rivals::start(dir.path(), backend)?;
     let mut cluster = start_cluster(backend)?;
-    let haproxies = start_haproxies(dir.path(), backend)?;
     let mut contestants = vec![Contestant { name: DIRECT, addr: backend, pids: Vec::new() }];
-    if let Some((plain, chain)) = &haproxies {
-        contestants.push(Contestant { name: PLAIN, addr: plain.addr(), pids: plain.pids() });
-        contestants.push(Contestant { name: CHAIN, addr: chain.addr(), pids: chain.pids() });
-    }
+    contestants.extend(rivals.contestants());
     let pids = cluster.peers.iter_mut().map(|peer| Ok(peer.process_mut()?.pid()));
     let pids = pids.collect::<anyhow::Result<_>>()?;
-    contestants.push(Contestant { name: OURS, addr: cluster.peers[1].listen(), pids });
+    let ours = Contestant { name: OURS, addr: cluster.peers[1].listen(), pids };
+    contestants.push(ours.clone());
 
     // Fills page caches and connection pools; its figures are dropped.
     for contestant in &contestants {
@@ -93,13 +131,20 @@ fn main() -> anyhow::Result<()> {
         // Each round starts with another one, so that none always follows the same neighbour.
         contestants.rotate_left(usize::from(round > 0));
         for contestant in &contestants {
-            let measured = measure(contestant, &pages, Duration::from_secs_f64(seconds), &mut figures);
+            let measured = measure(contestant, &pages, length, &mut figures);
             let measured = measured.with_context(|| contestant.name);
+            cluster.explain(measured)?;
+        }
+        for (rival, case) in &PACED {
+            let Some(rival) = contestants.iter().find(|contestant| contestant.name == *rival) else {
+                continue;
+            };
+            let measured = measure_paced([&ours, rival], case, &pages, length, &mut figures);
             cluster.explain(measured)?;
         }
         println!("round {} of {rounds}", round + 1);
     }
-    report(&figures, haproxies.is_some())
+    report(&figures)
 }
 
 fn measure(
@@ -125,17 +170,40 @@ fn measure(
     Ok(())
 }
 
-fn report(figures: &Figures, has_haproxy: bool) -> anyhow::Result<()> {
+/// Both at a rate that the slower one carries.
+fn measure_paced(
+    pair: [&Contestant; 2],
+    case: &Case,
+    pages: &Pages,
+    length: Duration,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let rates = pair.map(|contestant| figures.of(contestant.name, &KEPT[0]).last().copied());
+    let [Some(ours), Some(theirs)] = rates else { bail!("no rate was measured before") };
+    for contestant in pair {
+        let to = (contestant.addr, SERVICE, &*pages.small);
+        let p99 = paced_p99_ms(to, ours.min(theirs) * PACE, CLIENTS, length, PAGE_BYTES);
+        figures.add(contestant.name, case, p99.with_context(|| contestant.name)?);
+    }
+    Ok(())
+}
+
+fn report(figures: &Figures) -> anyhow::Result<()> {
     let mut report = Report::new("forward");
-    for case in KEPT.iter().chain(&CLOSED).chain([&BULK, &COST]) {
+    let paced = PACED.iter().map(|(_, case)| case);
+    for case in KEPT.iter().chain(&CLOSED).chain([&BULK, &COST]).chain(paced) {
         let ours = figures.of(OURS, case);
-        for rival in [DIRECT, PLAIN, CHAIN] {
+        for rival in [DIRECT, PLAIN, CHAIN, RATHOLE_TCP, RATHOLE_TLS] {
+            let aim = AIMS.iter().find(|(of, against, _)| *of == case && *against == rival);
+            let aim = aim.map(|(_, _, aim)| *aim);
             let theirs = figures.of(rival, case);
-            let missing = rival != DIRECT && !has_haproxy;
-            if missing {
-                report.add(Row::compare(case, ours, &format!("{rival}: not installed"), &[]));
+            // What no row of this rival is for, and what a fetch without a proxy cannot have.
+            let is_missing = figures.of(rival, &BULK).is_empty();
+            if is_missing && PACED.iter().all(|(of, paced)| paced != case || *of == rival) {
+                let row = Row::compare(case, ours, &format!("{rival}: not installed"), &[]);
+                report.add(row);
             } else if !theirs.is_empty() {
-                report.add(Row::compare(case, ours, rival, theirs));
+                report.add(Row::compare(case, ours, rival, theirs).map(|row| row.with_aim(aim)));
             }
         }
     }
@@ -159,11 +227,28 @@ fn start_cluster(backend: SocketAddr) -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-fn start_haproxies(dir: &Path, backend: SocketAddr) -> anyhow::Result<Option<(Haproxy, Haproxy)>> {
-    let Some(program) = find_or_install("haproxy") else {
-        return Ok(None);
-    };
-    Ok(Some((haproxy_plain(&program, dir, backend)?, haproxy_chain(&program, dir, backend)?)))
+impl Rivals {
+    fn start(dir: &Path, backend: SocketAddr) -> anyhow::Result<Self> {
+        let mut rivals = Rivals::default();
+        if let Some(program) = find_or_install("haproxy") {
+            rivals.haproxies.push((PLAIN, haproxy_plain(&program, dir, backend)?));
+            rivals.haproxies.push((CHAIN, haproxy_chain(&program, dir, backend)?));
+        }
+        if let Some(program) = cargo_install("rathole", RATHOLE_VERSION) {
+            for (name, transport) in
+                [(RATHOLE_TCP, RatholeTransport::Tcp), (RATHOLE_TLS, RatholeTransport::Tls)]
+            {
+                rivals.ratholes.push((name, Rathole::start(&program, dir, transport, backend)?));
+            }
+        }
+        Ok(rivals)
+    }
+
+    fn contestants(&self) -> impl Iterator<Item = Contestant> {
+        let haproxies = self.haproxies.iter().map(|(name, it)| (*name, it.addr(), it.pids()));
+        let ratholes = self.ratholes.iter().map(|(name, it)| (*name, it.addr(), it.pids()));
+        haproxies.chain(ratholes).map(|(name, addr, pids)| Contestant { name, addr, pids })
+    }
 }
 
 fn start_nginx(program: &Path, dir: &Path) -> anyhow::Result<Nginx> {
