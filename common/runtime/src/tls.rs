@@ -23,6 +23,7 @@ mod accept;
 mod connect;
 mod credentials;
 mod prefixed;
+mod tunnel;
 mod verify;
 
 use std::sync::{Arc, LazyLock};
@@ -32,11 +33,12 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 use crate::identity::PeerIdentity;
 
-pub use accept::{AcceptError, Accepted, ServerTls};
-pub use connect::{ConnectError, Connector, Dialed, Expect};
+pub use accept::{AcceptError, Accepted, AcceptedTunnel, ServerTls};
+pub use connect::{ConnectError, Connector, Dialed, DialedTunnel, Expect};
 pub use credentials::Credentials;
 pub use prefixed::Prefixed;
 pub use tokio_rustls::{client::TlsStream as ClientTlsStream, server::TlsStream as ServerTlsStream};
+pub use tunnel::TunnelStream;
 
 /// ALPN of the node faces.
 pub const ALPN_NODE: &[u8] = b"p2p-node/1";

@@ -76,6 +76,40 @@ async fn a_tunnel_starts_on_bytes_already_read() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_seals_its_own_records_knows_the_other_side() {
+    let ca = ca(CLUSTER);
+    let (owner, caller) = (Node::new(&ca, peer_id(1)), Node::new(&ca, peer_id(2)));
+    let acceptor = ServerTls::peer(Arc::clone(&owner.credentials));
+    let to = address();
+    let meet = async |connector: &Connector| {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        tokio::join!(connector.connect_tunnel(&to, near, TIMEOUT), async {
+            let mut first = vec![0; 11];
+            far.read_exact(&mut first).await.unwrap();
+            acceptor.accept_tunnel(far, &first).await
+        })
+    };
+    let (client, accepted) = meet(&Connector::tunnel(Arc::clone(&caller.credentials), exactly(&owner))).await;
+    let (mut client, mut accepted) = (client.unwrap(), accepted.unwrap());
+    assert_eq!((client.identity.node_id, accepted.identity.node_id), (peer_id(1), peer_id(2)));
+    assert_eq!(accepted.identity.key_hash, caller.identity.key().key_hash());
+    client.stream.write_all(b"ping").await.unwrap();
+    let mut got = [0; 4];
+    accepted.stream.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"ping");
+
+    // The same refusals as of the general stream.
+    let (client, _) = meet(&Connector::tunnel(Arc::clone(&caller.credentials), exactly(&caller))).await;
+    assert!(matches!(client, Err(ConnectError::OtherNode { .. })), "{client:?}");
+    let stranger = Node::new(&self::ca(OTHER_CLUSTER), peer_id(2));
+    let (client, accepted) =
+        meet(&Connector::tunnel(Arc::clone(&stranger.credentials), exactly(&owner))).await;
+    assert!(client.is_err() && matches!(accepted, Err(AcceptError::Handshake(_))), "{accepted:?}");
+    let (client, accepted) = meet(&Connector::link(Arc::clone(&caller.credentials))).await;
+    assert!(client.is_err() && matches!(accepted, Err(AcceptError::Handshake(_))), "{accepted:?}");
+}
+
+#[tokio::test]
 async fn peers_with_one_mesh_key_know_each_other() {
     let key = MeshKey::generate().unwrap();
     // As the other one got it: typed.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::credentials::Credentials;
+use super::tunnel::{self, TunnelStream};
 use super::{ALPN_LINK, ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, Face, HANDSHAKE_TIMEOUT};
 use crate::identity::{BadCertificate, PeerIdentity};
 
@@ -58,6 +60,15 @@ pub struct Accepted<S> {
     pub stream: TlsStream<S>,
 }
 
+/// A tunnel whose other side is known.
+#[derive(Debug)]
+pub struct AcceptedTunnel<S> {
+    /// Who dialled.
+    pub identity: PeerIdentity,
+    /// The decrypted stream.
+    pub stream: TunnelStream<S>,
+}
+
 /// Accepts TLS on one port. Cheap to copy.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
@@ -97,6 +108,25 @@ impl ServerTls {
         }
     }
 
+    /// Accepts a tunnel, of whose ClientHello at least `first` was read already, on the port of a Peer; ends
+    /// within [`HANDSHAKE_TIMEOUT`]. Not cancel safe: the stream is lost.
+    ///
+    /// # Errors
+    /// When the client is slow, asks for something else than a tunnel, or may not come in.
+    pub async fn accept_tunnel<S>(&self, io: S, first: &[u8]) -> Result<AcceptedTunnel<S>, AcceptError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = Arc::clone(&self.credentials.configs().tunnel_server);
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, Box::pin(tunnel::accept(io, config, first)));
+        let shaken = handshake.await.map_err(|_| AcceptError::TimedOut)?.map_err(AcceptError::Handshake)?;
+        // rustls refuses a client that offers others alone, but not one that offers none.
+        if shaken.alpn.is_none() {
+            return Err(AcceptError::Alpn { offered: printable(&[]) });
+        }
+        Ok(AcceptedTunnel { identity: self.identify(&shaken.chain)?, stream: shaken.stream })
+    }
+
     async fn handshake<S>(&self, io: S) -> Result<Accepted<S>, AcceptError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -110,11 +140,12 @@ impl ServerTls {
             return Err(AcceptError::Alpn { offered: printable(&offered) });
         };
         let stream = start.into_stream(config).await.map_err(AcceptError::Handshake)?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let face = match alpn {
             ALPN_PUBLIC => Face::Public,
-            ALPN_NODE => Face::Node(self.identify(&stream)?),
-            ALPN_LINK => Face::Link(self.identify(&stream)?),
-            _ => Face::Tunnel(self.identify(&stream)?),
+            ALPN_NODE => Face::Node(self.identify(chain)?),
+            ALPN_LINK => Face::Link(self.identify(chain)?),
+            _ => Face::Tunnel(self.identify(chain)?),
         };
         Ok(Accepted { face, stream })
     }
@@ -132,8 +163,7 @@ impl ServerTls {
         }
     }
 
-    fn identify<S>(&self, stream: &TlsStream<S>) -> Result<PeerIdentity, BadCertificate> {
-        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, BadCertificate> {
         let identity = PeerIdentity::of_certificate(chain.first().ok_or(BadCertificate::Unreadable)?)?;
         let expected = self.credentials.cluster_id();
         if identity.cluster_id != expected {

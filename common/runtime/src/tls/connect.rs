@@ -8,13 +8,14 @@ use p2p_common::addr::HostPort;
 use p2p_common::{ClusterId, ErrorCode, KeyHash, NodeId, NodeKind};
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::credentials::{Credentials, nameless};
+use super::tunnel::{self, TunnelStream};
 use super::verify::{ChainVerifier, OtherCa};
 use super::{ALPN_PUBLIC, provider};
 use crate::identity::{BadCertificate, PeerIdentity, Token, TrustBundle};
@@ -133,6 +134,15 @@ pub struct Dialed<S> {
     pub stream: TlsStream<S>,
 }
 
+/// A tunnel whose other side was checked.
+#[derive(Debug)]
+pub struct DialedTunnel<S> {
+    /// Who answered.
+    pub identity: PeerIdentity,
+    /// The encrypted stream.
+    pub stream: TunnelStream<S>,
+}
+
 /// Opens TLS connections of one purpose. Cheap to copy.
 #[derive(Debug, Clone)]
 pub struct Connector {
@@ -222,20 +232,58 @@ impl Connector {
         let config = self.config();
         let alpn = config.alpn_protocols[0].clone();
         let handshake = TlsConnector::from(config).connect(self.server_name(to)?, stream);
-        let stream = match tokio::time::timeout(timeout, Box::pin(handshake)).await {
-            Ok(outcome) => {
-                outcome.map_err(|e| handshake_error(e, matches!(self.purpose, Purpose::Link(_))))?
-            }
-            Err(_) => return Err(ConnectError::TimedOut(timeout)),
-        };
+        let stream = self.finish(timeout, handshake).await?;
         let connection = stream.get_ref().1;
-        if connection.alpn_protocol() != Some(&alpn) {
+        let chain = connection.peer_certificates().unwrap_or_default();
+        let identity = self.identify(chain, connection.alpn_protocol(), &alpn)?;
+        Ok(Dialed { identity, stream })
+    }
+
+    /// Like [`Connector::connect`], for a connector to a tunnel port.
+    ///
+    /// # Errors
+    /// When it takes too long, or another node than the one meant is at the other end.
+    pub async fn connect_tunnel<S>(
+        &self,
+        to: &HostPort,
+        stream: S,
+        timeout: Duration,
+    ) -> Result<DialedTunnel<S>, ConnectError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = self.config();
+        let alpn = config.alpn_protocols[0].clone();
+        let handshake = tunnel::connect(stream, config, self.server_name(to)?);
+        let shaken = self.finish(timeout, handshake).await?;
+        let identity = self.identify(&shaken.chain, shaken.alpn.as_deref(), &alpn)?;
+        Ok(DialedTunnel { identity, stream: shaken.stream })
+    }
+
+    async fn finish<T>(
+        &self,
+        timeout: Duration,
+        handshake: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, ConnectError> {
+        match tokio::time::timeout(timeout, Box::pin(handshake)).await {
+            Ok(outcome) => outcome.map_err(|e| handshake_error(e, matches!(self.purpose, Purpose::Link(_)))),
+            Err(_) => Err(ConnectError::TimedOut(timeout)),
+        }
+    }
+
+    /// Who answered, if it is the one meant.
+    fn identify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        agreed: Option<&[u8]>,
+        alpn: &[u8],
+    ) -> Result<PeerIdentity, ConnectError> {
+        if agreed != Some(alpn) {
             return Err(ConnectError::Alpn { alpn: alpn.escape_ascii().to_string() });
         }
-        let chain = connection.peer_certificates().unwrap_or_default();
         let identity = PeerIdentity::of_certificate(chain.first().ok_or(BadCertificate::Unreadable)?)?;
         self.check(&identity)?;
-        Ok(Dialed { identity, stream })
+        Ok(identity)
     }
 
     fn config(&self) -> Arc<ClientConfig> {

@@ -114,6 +114,8 @@ impl Configs {
                 .with_client_cert_verifier(Arc::clone(&clients) as _)
                 .with_cert_resolver(Arc::clone(&leaf) as _);
             config.alpn_protocols = vec![alpn.to_vec()];
+            // Tunnels seal and open their records themselves.
+            config.enable_secret_extraction = alpn == ALPN_TUNNEL;
             Ok(Arc::new(without_resumption(config)))
         };
         let client = |alpn: &[u8]| -> Result<_, Error> {
@@ -122,7 +124,9 @@ impl Configs {
                 .dangerous()
                 .with_custom_certificate_verifier(ChainVerifier::trusting(roots.clone()))
                 .with_client_cert_resolver(Arc::clone(&leaf) as _);
-            Ok(Arc::new(nameless(config, alpn)))
+            let mut config = nameless(config, alpn);
+            config.enable_secret_extraction = alpn == ALPN_TUNNEL;
+            Ok(Arc::new(config))
         };
         let mut public = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13, &TLS12])?
