@@ -12,10 +12,14 @@ mod direct;
 mod error;
 mod frames;
 mod pool;
-mod stream;
+
+use p2p_runtime::tls::TunnelStream;
+use tokio::net::TcpStream;
 
 pub(crate) use direct::{DirectDialer, DirectTunnel};
 pub(crate) use error::TunnelError;
 pub(crate) use frames::{LinkCounters, Tunnel};
 pub(crate) use pool::{AcceptedTunnel, Lease, Pool, PoolError, PoolLimits};
-pub(crate) use stream::{AcceptedStream, PeerStream};
+
+/// The encrypted connection below a tunnel, whoever dialled it.
+pub(crate) type PeerStream = TunnelStream<TcpStream>;

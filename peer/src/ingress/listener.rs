@@ -226,7 +226,8 @@ impl Ingress {
         let (remote, caller) = caller;
         self.metrics.opened(caller.kind());
         match caller {
-            Caller::Peer => Box::pin(self.peer(stream, first, remote, stop)).await,
+            Caller::Tunnel => Box::pin(self.tunnel(stream, first, remote, stop)).await,
+            Caller::Link => Box::pin(self.link(stream, first, remote)).await,
             Caller::Tls(service) => Box::pin(tls::serve(stream, first, service, Arc::clone(self))).await,
             Caller::Http => Box::pin(http::serve(stream, first, Arc::clone(self), stop)).await,
             Caller::H2c => Box::pin(h2c::serve(stream, first, self, stop)).await,

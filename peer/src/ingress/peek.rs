@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use p2p_common::service::ServiceName;
 use p2p_peer_core::{BadProxyHeader, ProxyHeader, SniffLimits, Sniffed, Unrecognised, sniff};
+use p2p_runtime::tls::ALPN_TUNNEL;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -18,8 +19,10 @@ const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a connection is.
 #[derive(Debug)]
 pub(super) enum Caller {
-    /// Another Peer.
-    Peer,
+    /// Another Peer, for forwards.
+    Tunnel,
+    /// Another Peer, for news.
+    Link,
     /// A TLS client, for the service it named.
     Tls(ServiceName),
     /// An HTTP/1 client.
@@ -35,13 +38,13 @@ pub(super) enum Caller {
 impl Caller {
     /// Whether this is no client.
     pub(super) const fn is_peer(&self) -> bool {
-        matches!(self, Caller::Peer)
+        matches!(self, Caller::Tunnel | Caller::Link)
     }
 
     /// The kind in one word, for metrics.
     pub(super) const fn kind(&self) -> &'static str {
         match self {
-            Caller::Peer => "peer",
+            Caller::Tunnel | Caller::Link => "peer",
             Caller::Tls(_) => "tls",
             Caller::Http => "http",
             Caller::H2c => "h2c",
@@ -114,7 +117,8 @@ pub(super) async fn caller(stream: &mut TcpStream, buffer: &mut CopyBuffer) -> R
             Sniffed::Http1 => return Ok(Caller::Http),
             Sniffed::H2c => return Ok(Caller::H2c),
             Sniffed::Socks5 => return Ok(Caller::Socks),
-            Sniffed::Tls(hello) if hello.is_peer_link() => return Ok(Caller::Peer),
+            Sniffed::Tls(hello) if hello.alpn().any(|alpn| alpn == ALPN_TUNNEL) => return Ok(Caller::Tunnel),
+            Sniffed::Tls(hello) if hello.is_peer_link() => return Ok(Caller::Link),
             Sniffed::Tls(hello) => {
                 return hello.server_name().cloned().map(Caller::Tls).ok_or(NoCaller::NoName);
             }

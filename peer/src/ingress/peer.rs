@@ -13,7 +13,7 @@ use bytes::Bytes;
 use p2p_common::{ErrorCode, NodeKind};
 use p2p_runtime::identity::PeerIdentity;
 use p2p_runtime::tcp::{self, CongestionReport};
-use p2p_runtime::tls::{Face, Prefixed};
+use p2p_runtime::tls::{AcceptError, AcceptedTunnel as AcceptedTls, Face, Prefixed};
 use slog::debug;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -21,22 +21,41 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ingress;
 use crate::forward::splice::CopyBuffer;
-use crate::tunnel::{AcceptedStream, AcceptedTunnel, DirectTunnel, PeerStream, Tunnel, TunnelError};
+use crate::tunnel::{AcceptedTunnel, DirectTunnel, PeerStream, Tunnel, TunnelError};
 
 /// A Peer may learn of us before we learn of it: the same news reaches both, at different speeds.
 const NEWS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A tunnel another Peer dialled, before its hello.
 struct Newcomer {
-    stream: AcceptedStream,
+    stream: PeerStream,
     identity: PeerIdentity,
     remote: SocketAddr,
     congestion: CongestionReport,
 }
 
 impl Ingress {
-    /// Serves another Peer to its end.
-    pub(super) async fn peer(
+    /// Serves a mesh link to its end.
+    pub(super) async fn link(&self, stream: TcpStream, first: CopyBuffer, remote: SocketAddr) {
+        let slot = self.connections.handshakes.acquire().await.expect("the semaphore is never closed");
+        let replayed = Prefixed::new(Bytes::copy_from_slice(first.unread()), stream);
+        drop(first);
+        let accepted = match self.tls.accept(replayed).await {
+            Ok(accepted) => accepted,
+            Err(error) => return self.no_handshake(remote, &error),
+        };
+        drop(slot);
+        match accepted.face {
+            Face::Link(identity) if identity.kind() == NodeKind::Peer => {
+                self.links.accept(accepted.stream, identity, remote.to_string()).await;
+            }
+            Face::Link(_) => self.metrics.refused("role"),
+            Face::Tunnel(_) | Face::Node(_) | Face::Public => self.metrics.refused("face"),
+        }
+    }
+
+    /// Serves a tunnel to its end, or has the pool take it.
+    pub(super) async fn tunnel(
         &self,
         stream: TcpStream,
         first: CopyBuffer,
@@ -45,38 +64,30 @@ impl Ingress {
     ) {
         let slot = self.connections.handshakes.acquire().await.expect("the semaphore is never closed");
         let congestion = tcp::use_bbr(&stream);
-        let replayed = Prefixed::new(Bytes::copy_from_slice(first.unread()), stream);
-        drop(first);
-        let accepted = match self.tls.accept(replayed).await {
+        let accepted = match self.tls.accept_tunnel(stream, first.unread()).await {
             Ok(accepted) => accepted,
-            Err(error) => {
-                debug!(self.log, "peer handshake failed"; "remote" => %remote, "error" => %error);
-                return self.metrics.refused(error.reason());
-            }
+            Err(error) => return self.no_handshake(remote, &error),
         };
+        drop(first);
         drop(slot);
-        let stream = accepted.stream;
-        match accepted.face {
-            face if face.identity().is_none_or(|identity| identity.kind() == NodeKind::Server) => {
-                self.metrics.refused("role");
-            }
-            Face::Link(identity) => {
-                self.links.accept(stream, identity, remote.to_string()).await;
-            }
-            Face::Tunnel(identity) => {
-                self.tunnel(Newcomer { stream, identity, remote, congestion }, stop).await;
-            }
-            Face::Node(_) | Face::Public => self.metrics.refused("face"),
+        let AcceptedTls { identity, stream } = accepted;
+        if identity.kind() == NodeKind::Server {
+            return self.metrics.refused("role");
         }
+        self.newcomer(Newcomer { stream, identity, remote, congestion }, stop).await;
     }
 
-    async fn tunnel(&self, newcomer: Newcomer, stop: &CancellationToken) {
+    fn no_handshake(&self, remote: SocketAddr, error: &AcceptError) {
+        debug!(self.log, "peer handshake failed"; "remote" => %remote, "error" => %error);
+        self.metrics.refused(error.reason());
+    }
+
+    async fn newcomer(&self, newcomer: Newcomer, stop: &CancellationToken) {
         let Newcomer { stream, identity, remote, congestion } = newcomer;
         let id = identity.node_id;
         let deadline = Instant::now() + NEWS_TIMEOUT;
         let link = self.pool.accept(id, identity.key_hash, remote.into(), deadline).await;
         let counters = link.as_ref().map(|link| link.counters()).unwrap_or_default();
-        let stream = PeerStream::Accepted(Box::new(stream));
         let (mut tunnel, hello) = match Tunnel::hear(stream, counters).await {
             Ok(heard) => heard,
             Err(error) => {

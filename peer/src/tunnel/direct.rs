@@ -131,10 +131,10 @@ impl DirectDialer {
         };
         let tcp = tcp::connect_where(address, DIAL_TIMEOUT, allowed).await.map_err(ConnectError::from)?;
         let congestion = tcp::use_bbr(&tcp);
-        let dialed = connector.connect(address, tcp, DIAL_TIMEOUT).await?;
+        let dialed = connector.connect_tunnel(address, tcp, DIAL_TIMEOUT).await?;
         let start = Instant::now();
         let tunnel = Tunnel::greet(
-            PeerStream::Dialled(Box::new(dialed.stream)),
+            dialed.stream,
             Arc::clone(counters),
             &self.myself.hello(Some(id)),
             &self.myself.expected(dialed.identity.node_id),

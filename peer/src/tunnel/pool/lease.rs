@@ -78,7 +78,7 @@ impl Lease {
 
     /// Closes the tunnel with a reset: what was not delivered yet never will be.
     pub(crate) fn abort(mut self) {
-        ending::abort(self.tunnel().get_ref().tcp());
+        ending::abort(self.tunnel().get_ref().get_ref());
     }
 
     /// Puts the tunnel back for the next forward; only when it is between two.
