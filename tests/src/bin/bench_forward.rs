@@ -4,10 +4,12 @@
 //! TLS between them, and rathole over TCP and over TLS. The mutual TLS chain is the rival that does the same
 //! work; rathole's TLS shows a certificate on one side only and it reads no HTTP. One client and one backend
 //! serve all; everything is on loopback and shares the processors. Load is closed-loop but for the rows at 70 %
-//! of the slower one's rate, which keep a timetable. `--rounds N` and `--seconds S` change the length.
+//! of the slower one's rate, which keep a timetable. `--rounds N` and `--seconds S` change the length, `--only`
+//! and `--beside` what is compared: `--beside PATH` has another build of `p2p-peer` as a rival, and
+//! `--only NAME,NAME` leaves out the rivals it does not name.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -20,6 +22,8 @@ use p2p_tests::cluster::{Cluster, PATIENCE, wait_for};
 use p2p_tests::http;
 
 const SERVICE: &str = "web.example";
+/// The same backend, by Peers of another build.
+const BESIDE_SERVICE: &str = "beside.example";
 const CLIENTS: usize = 32;
 const PAGE_BYTES: usize = 1024;
 /// Long enough that a clock tick of processor time is no more than 2 % of it.
@@ -31,6 +35,7 @@ const OURS: &str = "two Peers";
 const DIRECT: &str = "direct";
 const PLAIN: &str = "haproxy x1 plain";
 const CHAIN: &str = "haproxy x2 mTLS";
+const BESIDE: &str = "two Peers of the other build";
 const RATHOLE_TCP: &str = "rathole TCP";
 const RATHOLE_TLS: &str = "rathole TLS";
 
@@ -79,6 +84,8 @@ const AIMS: &[(&Case, &str, f64)] = &[
 #[derive(Debug, Clone)]
 struct Contestant {
     name: &'static str,
+    /// How it is asked for.
+    host: &'static str,
     addr: SocketAddr,
     pids: Vec<u32>,
 }
@@ -98,7 +105,7 @@ struct Pages {
 }
 
 fn main() -> anyhow::Result<()> {
-    let (rounds, seconds) = arguments()?;
+    let Arguments { rounds, seconds, beside, only } = Arguments::parse()?;
     let length = Duration::from_secs_f64(seconds);
     let dir = tempfile::Builder::new().prefix("p2pcore-bench-").tempdir()?;
     let nginx = find_or_install("nginx").map(|program| start_nginx(&program, dir.path())).transpose()?;
@@ -114,12 +121,15 @@ fn main() -> anyhow::Result<()> {
     println!("backend: {}", if nginx.is_some() { "nginx" } else { "our own" });
 
     let rivals = Rivals::start(dir.path(), backend)?;
-    let mut cluster = start_cluster(backend)?;
-    let mut contestants = vec![Contestant { name: DIRECT, addr: backend, pids: Vec::new() }];
+    println!("building and starting three Servers and two Peers");
+    let mut cluster = Cluster::start(3)?;
+    let ours = start_peers(&mut cluster, OURS, SERVICE, backend, None)?;
+    let mut contestants = vec![Contestant { name: DIRECT, host: SERVICE, addr: backend, pids: Vec::new() }];
     contestants.extend(rivals.contestants());
-    let pids = cluster.peers.iter_mut().map(|peer| Ok(peer.process_mut()?.pid()));
-    let pids = pids.collect::<anyhow::Result<_>>()?;
-    let ours = Contestant { name: OURS, addr: cluster.peers[1].listen(), pids };
+    if let Some(program) = &beside {
+        contestants.push(start_peers(&mut cluster, BESIDE, BESIDE_SERVICE, backend, Some(program))?);
+    }
+    contestants.retain(|rival| only.is_empty() || only.iter().any(|name| name == rival.name));
     contestants.push(ours.clone());
 
     // Fills page caches and connection pools; its figures are dropped.
@@ -144,7 +154,7 @@ fn main() -> anyhow::Result<()> {
         }
         println!("round {} of {rounds}", round + 1);
     }
-    report(&figures)
+    report(&figures, &contestants)
 }
 
 fn measure(
@@ -153,7 +163,7 @@ fn measure(
     length: Duration,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let to = (contestant.addr, SERVICE, &*pages.small);
+    let to = (contestant.addr, contestant.host, &*pages.small);
     for (reuse, cases) in [(Reuse::KeepAlive, KEPT), (Reuse::Close, CLOSED)] {
         let load = requests(to, reuse, CLIENTS, length, PAGE_BYTES)?;
         for (case, figure) in cases.iter().zip([load.per_second, load.p50_ms, load.p99_ms]) {
@@ -161,7 +171,7 @@ fn measure(
         }
     }
     let before = cpu_seconds(&contestant.pids)?;
-    let load = bulk(contestant.addr, SERVICE, &pages.large, BULK_BYTES)?;
+    let load = bulk(contestant.addr, contestant.host, &pages.large, BULK_BYTES)?;
     let used = cpu_seconds(&contestant.pids)? - before;
     figures.add(contestant.name, &BULK, load.megabytes_per_second);
     if !contestant.pids.is_empty() {
@@ -181,29 +191,26 @@ fn measure_paced(
     let rates = pair.map(|contestant| figures.of(contestant.name, &KEPT[0]).last().copied());
     let [Some(ours), Some(theirs)] = rates else { bail!("no rate was measured before") };
     for contestant in pair {
-        let to = (contestant.addr, SERVICE, &*pages.small);
+        let to = (contestant.addr, contestant.host, &*pages.small);
         let p99 = paced_p99_ms(to, ours.min(theirs) * PACE, CLIENTS, length, PAGE_BYTES);
         figures.add(contestant.name, case, p99.with_context(|| contestant.name)?);
     }
     Ok(())
 }
 
-fn report(figures: &Figures) -> anyhow::Result<()> {
+fn report(figures: &Figures, contestants: &[Contestant]) -> anyhow::Result<()> {
     let mut report = Report::new("forward");
     let paced = PACED.iter().map(|(_, case)| case);
     for case in KEPT.iter().chain(&CLOSED).chain([&BULK, &COST]).chain(paced) {
         let ours = figures.of(OURS, case);
-        for rival in [DIRECT, PLAIN, CHAIN, RATHOLE_TCP, RATHOLE_TLS] {
+        for rival in [DIRECT, PLAIN, CHAIN, RATHOLE_TCP, RATHOLE_TLS, BESIDE] {
             let aim = AIMS.iter().find(|(of, against, _)| *of == case && *against == rival);
-            let aim = aim.map(|(_, _, aim)| *aim);
             let theirs = figures.of(rival, case);
-            // What no row of this rival is for, and what a fetch without a proxy cannot have.
-            let is_missing = figures.of(rival, &BULK).is_empty();
-            if is_missing && PACED.iter().all(|(of, paced)| paced != case || *of == rival) {
-                let row = Row::compare(case, ours, &format!("{rival}: not installed"), &[]);
-                report.add(row);
-            } else if !theirs.is_empty() {
-                report.add(Row::compare(case, ours, rival, theirs).map(|row| row.with_aim(aim)));
+            if !theirs.is_empty() {
+                let row = Row::compare(case, ours, rival, theirs);
+                report.add(row.map(|row| row.with_aim(aim.map(|(_, _, aim)| *aim))));
+            } else if aim.is_some() && contestants.iter().all(|contestant| contestant.name != rival) {
+                report.add(Row::compare(case, ours, &format!("{rival}: not measured"), &[]));
             }
         }
     }
@@ -212,19 +219,38 @@ fn report(figures: &Figures) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_cluster(backend: SocketAddr) -> anyhow::Result<Cluster> {
-    println!("building and starting three Servers and two Peers");
-    let mut cluster = Cluster::start(3)?;
-    cluster.add_peer(&[(SERVICE, backend)])?;
-    cluster.add_peer(&[])?;
-    let entry = cluster.peers[1].listen();
+/// Two more Peers: one offers `service`, the other is where clients come in.
+fn start_peers(
+    cluster: &mut Cluster,
+    name: &'static str,
+    service: &'static str,
+    backend: SocketAddr,
+    program: Option<&Path>,
+) -> anyhow::Result<Contestant> {
+    let token = cluster.token("peer", 2)?;
+    let introducer = cluster.servers[0].listen();
+    let mut pids = Vec::new();
+    for offers in [true, false] {
+        let peer = cluster.new_peer()?;
+        peer.introduce(&[introducer], &token);
+        if offers {
+            peer.offer(service, backend);
+        }
+        if let Some(program) = program {
+            peer.use_program(program);
+        }
+        peer.start()?;
+        peer.wait_working(3, PATIENCE)?;
+        pids.push(peer.process_mut()?.pid());
+    }
+    let addr = cluster.peers.last().context("two were added")?.listen();
     let answers = wait_for("the service through both Peers", PATIENCE, || {
-        let answer = http::get(entry, SERVICE, "/")?;
+        let answer = http::get(addr, service, "/")?;
         ensure!(answer.status == 200, "status {}: {}", answer.status, answer.text().trim());
         Ok(())
     });
     cluster.explain(answers)?;
-    Ok(cluster)
+    Ok(Contestant { name, host: service, addr, pids })
 }
 
 impl Rivals {
@@ -247,7 +273,7 @@ impl Rivals {
     fn contestants(&self) -> impl Iterator<Item = Contestant> {
         let haproxies = self.haproxies.iter().map(|(name, it)| (*name, it.addr(), it.pids()));
         let ratholes = self.ratholes.iter().map(|(name, it)| (*name, it.addr(), it.pids()));
-        haproxies.chain(ratholes).map(|(name, addr, pids)| Contestant { name, addr, pids })
+        haproxies.chain(ratholes).map(|(name, addr, pids)| Contestant { name, host: SERVICE, addr, pids })
     }
 }
 
@@ -261,17 +287,29 @@ fn start_nginx(program: &Path, dir: &Path) -> anyhow::Result<Nginx> {
     Nginx::start(program, dir, &root)
 }
 
-fn arguments() -> anyhow::Result<(usize, f64)> {
-    let (mut rounds, mut seconds) = (7, 3.0);
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let value = args.next().with_context(|| format!("{arg} wants a value"))?;
-        match arg.as_str() {
-            "--rounds" => rounds = value.parse().context("--rounds wants a number")?,
-            "--seconds" => seconds = value.parse().context("--seconds wants a number")?,
-            _ => bail!("usage: bench_forward [--rounds N] [--seconds S]"),
+/// The command line.
+struct Arguments {
+    rounds: usize,
+    seconds: f64,
+    beside: Option<PathBuf>,
+    only: Vec<String>,
+}
+
+impl Arguments {
+    fn parse() -> anyhow::Result<Self> {
+        let mut parsed = Arguments { rounds: 7, seconds: 3.0, beside: None, only: Vec::new() };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            let value = args.next().with_context(|| format!("{arg} wants a value"))?;
+            match arg.as_str() {
+                "--rounds" => parsed.rounds = value.parse().context("--rounds wants a number")?,
+                "--seconds" => parsed.seconds = value.parse().context("--seconds wants a number")?,
+                "--beside" => parsed.beside = Some(value.into()),
+                "--only" => parsed.only = value.split(',').map(str::to_owned).collect(),
+                _ => bail!("usage: bench_forward [--rounds N] [--seconds S] [--beside PATH] [--only NAMES]"),
+            }
         }
+        ensure!(parsed.rounds > 0, "--rounds wants at least 1");
+        Ok(parsed)
     }
-    ensure!(rounds > 0, "--rounds wants at least 1");
-    Ok((rounds, seconds))
 }

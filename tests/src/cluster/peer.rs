@@ -23,6 +23,8 @@ pub struct PeerProcess {
     /// Arguments of `run` that say whom to join and what to offer.
     settings: Vec<String>,
     lifetime: Lifetime,
+    /// Another binary than the one under test.
+    program: Option<PathBuf>,
     process: Option<Process>,
 }
 
@@ -38,6 +40,7 @@ impl PeerProcess {
             bound: Vec::new(),
             settings: Vec::new(),
             lifetime,
+            program: None,
             process: None,
         })
     }
@@ -66,6 +69,16 @@ impl PeerProcess {
     pub fn introduce(&mut self, servers: &[SocketAddr], token: &str) {
         let servers: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
         self.settings.extend(["--servers".into(), servers.join(","), "--token".into(), token.into()]);
+    }
+
+    /// Has it run `program`, another build of `p2p-peer`, from the next start on.
+    pub fn use_program(&mut self, program: &Path) {
+        self.program = Some(program.into());
+    }
+
+    /// Gives it a further argument of `run`, from the next start on.
+    pub fn set(&mut self, argument: &str, value: &str) {
+        self.settings.extend([argument.into(), value.into()]);
     }
 
     /// Has it offer `backend` as `service`, from the next start on.
@@ -144,7 +157,11 @@ impl PeerProcess {
 
     /// `p2p-peer ARGS --data DIR`, not started.
     pub fn command(&self, args: &[&str]) -> anyhow::Result<Command> {
-        let mut command = Command::new(&binaries()?.peer);
+        let program = match &self.program {
+            Some(program) => program,
+            None => &binaries()?.peer,
+        };
+        let mut command = Command::new(program);
         command.args(args).arg("--data").arg(&self.data);
         Ok(command)
     }
