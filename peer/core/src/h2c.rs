@@ -334,7 +334,8 @@ fn header_block(
 fn find_ack(bytes: &[u8], mut at: usize) -> Option<usize> {
     loop {
         let frame = Frame::read(bytes, at)?;
-        if frame.is_ack() {
+        // One with content is malformed: the service shall see it.
+        if frame.is_ack() && frame.length == 0 {
             return Some(frame.at);
         }
         at = frame.end();

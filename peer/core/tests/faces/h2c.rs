@@ -136,6 +136,10 @@ fn a_client_that_waits_for_settings_is_known() {
         [&request(&field(":authority", "a"))[..], &frame(0, 0, 1, b"xyz"), &frame(4, 1, 0, &[])].concat();
     let (_, opening) = grow(&bytes);
     assert_eq!(opening.unwrap().ack, Some(bytes.len() - H2cOpening::ACK_BYTES));
+    // One with content is none, and what it holds is not taken for frames.
+    let bad = frame(4, 1, 0, &frame(4, 1, 0, &[]));
+    let bytes = [&request(&field(":authority", "a"))[..], &bad].concat();
+    assert_eq!(grow(&bytes).1.unwrap().ack, None);
 }
 
 /// The service that a first request is for, or a part of why it has none.
