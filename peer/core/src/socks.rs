@@ -56,9 +56,10 @@ impl SocksReply {
     pub const fn of(code: ErrorCode) -> SocksReply {
         match code {
             ErrorCode::Unauthenticated | ErrorCode::Forbidden => SocksReply::NotAllowed,
-            ErrorCode::NotFound | ErrorCode::ServiceUnknown | ErrorCode::OwnerOffline => {
-                SocksReply::HostUnreachable
-            }
+            ErrorCode::NotFound
+            | ErrorCode::ServiceUnknown
+            | ErrorCode::ServiceDown
+            | ErrorCode::OwnerOffline => SocksReply::HostUnreachable,
             ErrorCode::BackendRefused => SocksReply::ConnectionRefused,
             ErrorCode::BackendTimeout => SocksReply::TimedOut,
             _ => SocksReply::GeneralFailure,

@@ -2,8 +2,7 @@
 //!
 //! The first block alone: the dynamic table is empty before it and forgotten after it. It is decoded whole,
 //! because a field may refer to an earlier one of the block, and because two readers who stop at different places
-//! read different requests. No crate is used: those for HPACK alone are no longer kept up, and a decoder that
-//! need not last beyond one block is short.
+//! read different requests. No crate is used (docs/decisions/0005-hpack.md).
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
