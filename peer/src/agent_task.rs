@@ -210,8 +210,11 @@ impl AgentTask {
                 self.agent.handle_session_closed(session, reason, at);
             }
             Input::LinkOpened { link, opened } => {
-                if let Some(address) = self.linked.get(&link).and_then(|handle| handle.address.as_ref()) {
-                    self.link_errors.remove(address);
+                if let Some(handle) = self.linked.get_mut(&link) {
+                    handle.peer = Some(opened.peer);
+                    if let Some(address) = &handle.address {
+                        self.link_errors.remove(address);
+                    }
                 }
                 info!(self.log, "mesh link open"; "peer_id" => opened.peer, "address" => &opened.address);
                 self.agent.handle_link_opened(link, opened, at);
@@ -223,8 +226,7 @@ impl AgentTask {
             Input::LinkAccepted(LinkOffer { opened, answer }) => self.accept_link(opened, answer, at),
             Input::LinkMessage { link, message } => self.agent.handle_link_message(link, message, at),
             Input::LinkClosed { link, reason } => {
-                info!(self.log, "mesh link closed"; "link" => link.0, "reason" => &reason);
-                self.linked.remove(&link);
+                self.end_link(link, &reason);
                 self.agent.handle_link_closed(link, reason, at);
             }
             Input::Ask(question) => {
@@ -303,8 +305,7 @@ impl AgentTask {
                 }
                 Output::SendLink { link, message } => self.send_link(link, message),
                 Output::CloseLink { link, reason } => {
-                    info!(self.log, "mesh link closed"; "link" => link.0, "reason" => reason);
-                    self.linked.remove(&link);
+                    self.end_link(link, &reason);
                 }
                 Output::OfferTunnels { peer, count } => {
                     self.pool.offer(peer, count, &self.owner, &self.stop);
@@ -340,12 +341,20 @@ impl AgentTask {
 
     fn send_link(&mut self, link: LinkToken, message: LinkMessage) {
         let taken = self.linked.get(&link).is_some_and(|handle| handle.send(message));
-        if !taken && self.linked.remove(&link).is_some() {
+        let reason = "the other side takes no messages".to_owned();
+        if !taken && self.end_link(link, &reason) {
             let at = Moment { now: self.clock.now(), unix: unix_now() };
-            let reason = "the other side takes no messages".to_owned();
-            info!(self.log, "mesh link closed"; "link" => link.0, "reason" => &reason);
             self.agent.handle_link_closed(link, reason, at);
         }
+    }
+
+    /// Whether there was one; what was handed in still goes out.
+    fn end_link(&mut self, link: LinkToken, reason: &str) -> bool {
+        let Some(handle) = self.linked.remove(&link) else { return false };
+        let peer = handle.peer.map(|id| id.to_string()).unwrap_or_default();
+        let address = handle.address.map(|address| address.to_string()).unwrap_or_default();
+        info!(self.log, "mesh link closed"; "peer_id" => peer, "address" => address, "reason" => reason);
+        true
     }
 
     /// An address that goes on failing for the same reason is worth one record.
@@ -365,7 +374,8 @@ impl AgentTask {
             debug!(self.log, "mesh link refused"; "peer_id" => opened.peer, "error" => "there are too many");
             return drop(answer.send(None));
         };
-        let (handle, end) = mesh_task::link(token, None);
+        let (mut handle, end) = mesh_task::link(token, None);
+        handle.peer = Some(opened.peer);
         self.linked.insert(token, handle);
         info!(self.log, "mesh link open"; "peer_id" => opened.peer, "from" => &opened.address);
         self.agent.handle_link_opened(token, opened, at);

@@ -17,7 +17,7 @@ use bytes::BytesMut;
 use p2p_common::addr::HostPort;
 use p2p_common::wire::link::LinkMessage;
 use p2p_common::wire::{Hello, HelloError};
-use p2p_common::{ErrorCode, KeyHash};
+use p2p_common::{ErrorCode, KeyHash, NodeId};
 use p2p_peer_core::{LinkOpened, LinkToken};
 use p2p_proto::convert::{LinkFrameError, decode_link, encode_link};
 use p2p_runtime::exit::chain;
@@ -47,6 +47,8 @@ const READ_BYTES: usize = 8 * 1024;
 pub(crate) struct LinkHandle {
     /// What was dialled; none when the other side did.
     pub(crate) address: Option<HostPort>,
+    /// Who is there, once that is known.
+    pub(crate) peer: Option<NodeId>,
     messages: mpsc::Sender<LinkMessage>,
     /// Dropped, it ends the link whatever it is doing.
     _alive: oneshot::Sender<()>,
@@ -110,7 +112,7 @@ enum LinkError {
 pub(crate) fn link(link: LinkToken, address: Option<HostPort>) -> (LinkHandle, LinkEnd) {
     let (sender, messages) = mpsc::channel(QUEUE);
     let (alive, ended) = oneshot::channel();
-    (LinkHandle { address, messages: sender, _alive: alive }, LinkEnd { link, messages, ended })
+    (LinkHandle { address, peer: None, messages: sender, _alive: alive }, LinkEnd { link, messages, ended })
 }
 
 impl LinkHandle {
