@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use super::report::{Links, PeerStatus};
+use super::report::{Links, PeerStatus, Tables};
 use super::{Lifetime, Output, PATIENCE, PortLease, Process, binaries, run};
 
 /// A Peer: its ports, data directory and services, and its process while it runs.
@@ -22,6 +22,8 @@ pub struct PeerProcess {
     bound: Vec<PortLease>,
     /// Arguments of `run` that say whom to join and what to offer.
     settings: Vec<String>,
+    /// Variables of its environment.
+    variables: Vec<(String, String)>,
     lifetime: Lifetime,
     /// Another binary than the one under test.
     program: Option<PathBuf>,
@@ -39,6 +41,7 @@ impl PeerProcess {
             metrics: PortLease::take()?,
             bound: Vec::new(),
             settings: Vec::new(),
+            variables: Vec::new(),
             lifetime,
             program: None,
             process: None,
@@ -95,11 +98,17 @@ impl PeerProcess {
         Ok(addr)
     }
 
+    /// Sets a variable of its environment, from the next start on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
     /// The command that [`Self::start`] runs.
     pub fn run_command(&self) -> anyhow::Result<Command> {
         let mut command = self.command(&["run", "--name", &self.name])?;
         command.args(["--listen", &self.listen().to_string()]);
         command.args(["--metrics", &self.metrics().to_string()]).args(&self.settings);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 
@@ -169,6 +178,11 @@ impl PeerProcess {
     /// What it says of itself.
     pub fn status(&self) -> anyhow::Result<PeerStatus> {
         self.cli(&["status", "--json"])?.json()
+    }
+
+    /// Its tables.
+    pub fn tables(&self) -> anyhow::Result<Tables> {
+        self.cli(&["tables", "--json"])?.json()
     }
 
     /// Its links to other Peers.

@@ -75,6 +75,50 @@ pub struct PeerStatus {
     pub state: String,
     /// The Servers it knows of.
     pub servers: Vec<ServerLink>,
+    /// Its mesh links, and the configured addresses that have none.
+    pub mesh_links: Vec<MeshLink>,
+}
+
+/// A row of [`PeerStatus::mesh_links`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct MeshLink {
+    /// The configured address; empty when the other Peer dialled.
+    pub configured: String,
+    /// Who is there, or was last.
+    pub peer_id: String,
+    /// Whether it is open.
+    pub connected: bool,
+    /// Why it is as it is.
+    pub reason: String,
+}
+
+/// `p2p-peer tables --json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Tables {
+    /// The route table.
+    pub routes: Vec<Route>,
+    /// The services of each Peer.
+    pub peer_services: Vec<PeerServices>,
+}
+
+/// A row of [`Tables::routes`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct Route {
+    /// The service.
+    pub name: String,
+    /// The Id of its Peer, or `local`.
+    pub source: String,
+    /// Whether forwards to it may be tried.
+    pub connected: bool,
+}
+
+/// A row of [`Tables::peer_services`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct PeerServices {
+    /// `C` and a UUID.
+    pub peer_id: String,
+    /// What it offers.
+    pub services: Vec<serde_json::Value>,
 }
 
 /// One Server in [`PeerStatus`].
