@@ -152,8 +152,7 @@ impl Pool {
             Some(direct) => direct,
             None => {
                 let dialled = tokio::time::timeout_at(deadline, self.shared.dial_or_take(&remote));
-                let dialled = Box::pin(dialled).await.map_err(|_| PoolError::TimedOut(id))?;
-                dialled.map_err(|failures| PoolError::Unreachable { id, failures })?
+                Box::pin(dialled).await.map_err(|_| PoolError::TimedOut(id))??
             }
         };
         Ok(Lease { direct: Some(direct), remote, shared: Arc::clone(&self.shared), _slot: slot })
@@ -170,13 +169,13 @@ impl Pool {
         let slot = slot.map_err(|_| PoolError::Exhausted { id, max: self.shared.limits.per_remote })?;
         let dial = async {
             if self.shared.is_asked(id) {
-                return Ok(self.shared.ask_or_take(&remote, true).await);
+                return self.shared.ask_or_take(&remote, true).await;
             }
             let _permit = self.shared.dials.acquire().await.expect("the semaphore is never closed");
-            self.shared.dial(&remote).await
+            let dialled = self.shared.dial(&remote).await;
+            dialled.map_err(|failures| PoolError::Unreachable { id, failures })
         };
-        let dialled = tokio::time::timeout_at(deadline, dial).await.map_err(|_| PoolError::TimedOut(id))?;
-        let direct = dialled.map_err(|failures| PoolError::Unreachable { id, failures })?;
+        let direct = tokio::time::timeout_at(deadline, dial).await.map_err(|_| PoolError::TimedOut(id))??;
         Ok(Lease { direct: Some(direct), remote, shared: Arc::clone(&self.shared), _slot: slot })
     }
 
@@ -360,9 +359,9 @@ impl Shared {
     }
 
     /// Dials, unless a tunnel comes back first.
-    async fn dial_or_take(&self, remote: &Arc<Remote>) -> Result<DirectTunnel, DialFailures> {
+    async fn dial_or_take(&self, remote: &Arc<Remote>) -> Result<DirectTunnel, PoolError> {
         if self.is_asked(remote.id) {
-            return Ok(self.ask_or_take(remote, false).await);
+            return self.ask_or_take(remote, false).await;
         }
         let dial = async {
             let _permit = self.dials.acquire().await.expect("the semaphore is never closed");
@@ -380,7 +379,9 @@ impl Shared {
                         return Ok(direct);
                     }
                 }
-                dialled = &mut dial => return dialled,
+                dialled = &mut dial => {
+                    return dialled.map_err(|failures| PoolError::Unreachable { id: remote.id, failures });
+                }
             }
         }
     }

@@ -15,14 +15,14 @@ use std::time::Duration;
 use p2p_common::NodeId;
 use p2p_common::link::PathKind;
 use p2p_common::wire::link::TUNNELS_ASKED_MAX;
-use p2p_peer_core::Opened;
+use p2p_peer_core::{Opened, Reach};
 use slog::{debug, info};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lease::AcceptedTunnel;
 use super::remote::{Idle, Remote, lock};
-use super::{Pool, Shared};
+use super::{Pool, PoolError, Shared};
 use crate::forward::owner::Owner;
 use crate::tunnel::{DirectTunnel, TunnelError};
 
@@ -129,8 +129,16 @@ impl Shared {
     }
 
     /// A tunnel that is brought, or one that comes back first; with `fresh` only one that is opened from now on.
-    pub(super) async fn ask_or_take(&self, remote: &Arc<Remote>, fresh: bool) -> DirectTunnel {
+    ///
+    /// # Errors
+    /// When there is no link any more over which it could be asked.
+    pub(super) async fn ask_or_take(
+        &self,
+        remote: &Arc<Remote>,
+        fresh: bool,
+    ) -> Result<DirectTunnel, PoolError> {
         let newer_than = fresh.then(Instant::now);
+        let mut changes = self.views.changes();
         loop {
             self.ask(remote);
             let again = tokio::time::sleep(ANSWER_TIMEOUT);
@@ -141,15 +149,26 @@ impl Shared {
                 // Before the look: what comes meanwhile is then noticed.
                 offered.as_mut().enable();
                 if let Some(direct) = self.take_idle(remote, newer_than).await {
-                    return direct;
+                    return Ok(direct);
+                }
+                changes.mark_unchanged();
+                if !self.hears(remote.id) {
+                    return Err(PoolError::Unlinked(remote.id));
                 }
                 tokio::select! {
                     () = offered => {}
                     () = returned, if !fresh => {}
+                    // An error would be the end of this process.
+                    _ = changes.changed() => {}
                     () = &mut again => break,
                 }
             }
         }
+    }
+
+    /// Whether there is a link over which `id` can be asked.
+    fn hears(&self, id: NodeId) -> bool {
+        self.views.tables().peer(id).is_some_and(|known| known.connected && known.reach == Reach::Ask)
     }
 
     async fn offer(self: &Arc<Self>, id: NodeId, owner: Owner, stop: CancellationToken) {

@@ -18,6 +18,9 @@ pub(crate) enum PoolError {
         /// What was tried.
         failures: DialFailures,
     },
+    /// It opened the mesh link, is not dialled, and the link is gone.
+    #[error("{0} closed the link over which it could be asked for a tunnel")]
+    Unlinked(NodeId),
     /// The deadline passed while waiting for a free tunnel.
     #[error("all {max} tunnels to {id} are in use")]
     Exhausted {
@@ -37,7 +40,9 @@ impl PoolError {
         match self {
             PoolError::Exhausted { .. } => ErrorCode::Exhausted,
             PoolError::TimedOut(_) => ErrorCode::BackendTimeout,
-            PoolError::Unknown(_) | PoolError::Unreachable { .. } => ErrorCode::OwnerOffline,
+            PoolError::Unknown(_) | PoolError::Unreachable { .. } | PoolError::Unlinked(_) => {
+                ErrorCode::OwnerOffline
+            }
         }
     }
 }
