@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::cluster::run;
 
-pub use pair::{Pair, between};
+pub use pair::{Meeting, Pair, between, between_met};
 pub use service::Service;
 
 /// What one line of a user takes at most; far above what it takes, since this machine may be busy.

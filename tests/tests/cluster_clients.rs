@@ -14,8 +14,11 @@ use p2p_tests::clients::redis::Redis;
 use p2p_tests::clients::ssh::Sshd;
 use p2p_tests::clients::tls::TlsFront;
 use p2p_tests::clients::websocket::Websockets;
-use p2p_tests::clients::{Pair, between, grpc, http2, installed, kubernetes, shell, typed};
+use p2p_tests::clients::{
+    Meeting, Pair, between, between_met, grpc, http2, installed, kubernetes, shell, typed,
+};
 use p2p_tests::cluster::{PATIENCE, Watch, run};
+use p2p_tests::http;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -331,6 +334,46 @@ fn calls(connect: impl AsyncFnOnce() -> anyhow::Result<Channel>) -> anyhow::Resu
         anyhow::Ok(())
     };
     runtime.block_on(async { tokio::time::timeout(PATIENCE, calls).await? })
+}
+
+#[test]
+fn over_a_link_that_the_ingress_dials() -> anyhow::Result<()> {
+    over_a_link(Meeting::IngressDials)
+}
+
+/// The hard direction: no tunnel to the owner can be dialled, all are asked for.
+#[test]
+fn over_a_link_that_the_owner_dials() -> anyhow::Result<()> {
+    over_a_link(Meeting::OwnerDials)
+}
+
+fn over_a_link(meeting: Meeting) -> anyhow::Result<()> {
+    let (backend, source) = (Backend::start("b")?, Source::start(64 << 20)?);
+    let services = [("web.example", backend.addr()), ("big.example", source.addr())];
+    between_met(meeting, &services, &[], |pair| {
+        let addr = pair.addr();
+        // More at once than there are tunnels ready; then one after the other, on what there is.
+        let clients: Vec<_> = (0..40)
+            .map(|_| {
+                std::thread::spawn(move || {
+                    (0..10).try_for_each(|_| {
+                        let answer = http::get(addr, "web.example", "/bytes/70000")?;
+                        ensure!(answer.status == 200, "{}", answer.text());
+                        ensure!(answer.body.len() == 70_000);
+                        Ok(())
+                    })
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().expect("asking does not panic")?;
+        }
+        if installed(&["curl"]) {
+            let downloaded = source.download("big.example", pair.port())?;
+            ensure!(downloaded.got_sha256 == downloaded.sent_sha256);
+        }
+        Ok(())
+    })
 }
 
 #[test]

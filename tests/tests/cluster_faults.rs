@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use p2p_tests::backend::Backend;
 use p2p_tests::clients::tls::TlsFront;
-use p2p_tests::clients::{Pair, Service, between};
+use p2p_tests::clients::{Meeting, Pair, Service, between, between_met};
 use p2p_tests::cluster::{PATIENCE, PortLease, Process, Signal, wait_for};
 use p2p_tests::http::{self, Connection, Request, Response};
 use tokio::io::AsyncReadExt;
@@ -150,22 +150,61 @@ fn an_owner_that_dies() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_linked_owner_that_dies() -> anyhow::Result<()> {
+    for meeting in [Meeting::IngressDials, Meeting::OwnerDials] {
+        let backend = Backend::start("b")?;
+        between_met(meeting, &[(NAME, backend.addr())], &[], |pair| {
+            ensure!(get(pair.addr(), "/")?.0.status == 200);
+            let asked = ask(pair.addr(), "/drip/10000/10");
+            let fault = Instant::now();
+            pair.owner().kill()?;
+            let (answer, took) = get(pair.addr(), "/")?;
+            ensure!(matches!(answer.status, 502 | 503) && took < SOON, "{} after {took:?}", answer.text());
+            expect_reset("owner killed", asked, fault)?;
+            // For 30 s the service stays known, without anybody who has it.
+            let (answer, took) = get(pair.addr(), "/")?;
+            ensure!(answer.status == 503 && took < SOON, "{} after {took:?}", answer.text());
+            pair.owner().start()?;
+            let back = Instant::now();
+            wait_for("the service", PATIENCE, || {
+                ensure!(get(pair.addr(), "/")?.0.status == 200);
+                Ok(())
+            })?;
+            eprintln!("{meeting:?}: back after {:?}", back.elapsed());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_linked_owner_that_stops_and_goes_on() -> anyhow::Result<()> {
+    for meeting in [Meeting::IngressDials, Meeting::OwnerDials] {
+        let backend = Backend::start("b")?;
+        between_met(meeting, &[(NAME, backend.addr())], &[], stop_and_go_on)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn an_owner_that_stops_and_goes_on() -> anyhow::Result<()> {
     let backend = Backend::start("b")?;
-    between(&[(NAME, backend.addr())], &[], |pair| {
-        ensure!(get(pair.addr(), "/")?.0.status == 200);
-        let asked = ask(pair.addr(), "/drip/300/10");
-        freeze(pair.owner().process_mut()?)?;
-        let (answer, took) = get(pair.addr(), "/")?;
-        ensure!(answer.status == 504 && took < ACCEPT + SOON, "{} after {took:?}", answer.text());
-        pair.owner().process_mut()?.signal(Signal::Continue)?;
-        let (answer, took) = get(pair.addr(), "/")?;
-        ensure!(answer.status == 200 && took < SOON, "{} after {took:?}", answer.text());
-        // What was under way goes on as if nothing had been.
-        let (seen, _) = asked.join().expect("asking does not panic");
-        ensure!(seen?.body.len() == 300);
-        Ok(())
-    })
+    between(&[(NAME, backend.addr())], &[], stop_and_go_on)
+}
+
+fn stop_and_go_on(pair: &mut Pair) -> anyhow::Result<()> {
+    ensure!(get(pair.addr(), "/")?.0.status == 200);
+    let asked = ask(pair.addr(), "/drip/300/10");
+    freeze(pair.owner().process_mut()?)?;
+    let (answer, took) = get(pair.addr(), "/")?;
+    ensure!(answer.status == 504 && took < ACCEPT + SOON, "{} after {took:?}", answer.text());
+    pair.owner().process_mut()?.signal(Signal::Continue)?;
+    let (answer, took) = get(pair.addr(), "/")?;
+    ensure!(answer.status == 200 && took < SOON, "{} after {took:?}", answer.text());
+    // What was under way goes on as if nothing had been.
+    let (seen, _) = asked.join().expect("asking does not panic");
+    ensure!(seen?.body.len() == 300);
+    Ok(())
 }
 
 #[test]

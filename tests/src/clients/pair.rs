@@ -1,13 +1,25 @@
 //! [`Pair`]: two Peers, one with the services, the other with the clients.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::cluster::{Cluster, PATIENCE, PeerProcess, wait_for};
+use crate::cluster::{Cluster, Lifetime, PATIENCE, PeerProcess, binaries, run, wait_for};
 
-/// The owner and the ingress, which a Server introduced to each other.
+/// How the two Peers come to know each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meeting {
+    /// A Server introduces them.
+    Server,
+    /// There is no Server; the ingress was told of the owner, and dials it.
+    IngressDials,
+    /// There is no Server; the owner was told of the ingress, which must ask it for tunnels.
+    OwnerDials,
+}
+
+/// The owner and the ingress.
 #[derive(Debug)]
 pub struct Pair {
     /// Its first Peer is the owner, its second one the ingress.
@@ -23,10 +35,55 @@ impl Pair {
     /// # Errors
     /// When they do not come up; with their logs.
     pub fn start(services: &[(&str, SocketAddr)], bound: &[&str]) -> anyhow::Result<Self> {
-        let mut pair = Pair { cluster: Cluster::start(1)?, bound: Vec::new() };
-        let started = pair.add_peers(services, bound);
+        Pair::met(Meeting::Server, services, bound)
+    }
+
+    /// The same, having met in another way.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn met(meeting: Meeting, services: &[(&str, SocketAddr)], bound: &[&str]) -> anyhow::Result<Self> {
+        let cluster = match meeting {
+            Meeting::Server => Cluster::start(1)?,
+            Meeting::IngressDials | Meeting::OwnerDials => Cluster::empty(Lifetime::Bound)?,
+        };
+        let mut pair = Pair { cluster, bound: Vec::new() };
+        let started = match meeting {
+            Meeting::Server => pair.add_peers(services, bound),
+            _ => pair.link_peers(meeting, services, bound),
+        };
+        let started =
+            started.and_then(|()| services.iter().try_for_each(|(name, _)| pair.wait_service(name)));
         pair.cluster.explain(started)?;
         Ok(pair)
+    }
+
+    fn link_peers(
+        &mut self,
+        meeting: Meeting,
+        services: &[(&str, SocketAddr)],
+        bound: &[&str],
+    ) -> anyhow::Result<()> {
+        self.cluster.new_peer()?;
+        self.cluster.new_peer()?;
+        let addrs = [self.owner().listen(), self.ingress().listen()];
+        let mut mint = Command::new(&binaries()?.peer);
+        mint.arg("mesh-key");
+        let key = run(mint, PATIENCE)?.success()?;
+        for (name, backend) in services {
+            self.cluster.peers[0].set("--service", &format!("{name}={backend} visibility=linked"));
+        }
+        for service in bound {
+            let port = self.cluster.peers[1].bind(service)?;
+            self.bound.push(((*service).to_owned(), port));
+        }
+        let (dialler, dialled) = if meeting == Meeting::OwnerDials { (0, 1) } else { (1, 0) };
+        self.cluster.peers[dialler].set("--remote-peer", &addrs[dialled].to_string());
+        for peer in &mut self.cluster.peers {
+            peer.set_variable("PEER_MESH_KEY", key.trim());
+            peer.start()?;
+        }
+        Ok(())
     }
 
     fn add_peers(&mut self, services: &[(&str, SocketAddr)], bound: &[&str]) -> anyhow::Result<()> {
@@ -38,9 +95,6 @@ impl Pair {
             }
             Ok(())
         })?;
-        for (service, _) in services {
-            self.wait_service(service)?;
-        }
         Ok(())
     }
 
@@ -92,7 +146,20 @@ pub fn between(
     bound: &[&str],
     test: impl FnOnce(&mut Pair) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut pair = Pair::start(services, bound)?;
+    between_met(Meeting::Server, services, bound, test)
+}
+
+/// The same with Peers that met in another way.
+///
+/// # Errors
+/// As for [`between`].
+pub fn between_met(
+    meeting: Meeting,
+    services: &[(&str, SocketAddr)],
+    bound: &[&str],
+    test: impl FnOnce(&mut Pair) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut pair = Pair::met(meeting, services, bound)?;
     let tested = test(&mut pair);
     pair.cluster.explain(tested)?;
     pair.cluster.stop(Duration::from_secs(15))
