@@ -10,6 +10,7 @@
 //! that sends more than a buffer holds before it acknowledges is refused; its window allows it no more than that
 //! buffer, frame headers aside, and it begins to send only after our SETTINGS have left.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ use crate::forward::splice::CopyBuffer;
 use crate::forward::{Protocol, RawCall, ending, new_proxy_id};
 
 /// A client that sends its first request without waiting for SETTINGS does so right behind its own; after this
-/// much silence it is taken for one that waits.
-const SETTINGS_AFTER: Duration = Duration::from_millis(20);
+/// much silence it is taken for one that waits. Being wrong costs it a round trip, waiting longer costs those that
+/// do wait.
+const SETTINGS_AFTER: Duration = Duration::from_millis(5);
 /// A connection without a request is closed after this time, as one of HTTP/1 is.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
@@ -38,6 +40,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 pub(super) async fn serve(
     mut client: TcpStream,
     mut first: CopyBuffer,
+    remote: SocketAddr,
     ingress: &Arc<Ingress>,
     stop: &CancellationToken,
 ) {
@@ -58,7 +61,7 @@ pub(super) async fn serve(
             h2c_goaway(H2cErrorCode::Calm, "SETTINGS are not acknowledged in time", has_settings)
         }
         Err(End::Bad(error)) => {
-            debug!(ingress.log, "http/2 connection refused"; "error" => %error);
+            debug!(ingress.log, "http/2 connection refused"; "remote" => %remote, "error" => %error);
             match error {
                 H2cError::Connection { code, why } => h2c_goaway(code, why, has_settings),
                 H2cError::Request { stream, .. } => {

@@ -230,8 +230,8 @@ impl Ingress {
             Caller::Link => Box::pin(self.link(stream, first, remote)).await,
             Caller::Tls(service) => Box::pin(tls::serve(stream, first, service, Arc::clone(self))).await,
             Caller::Http => Box::pin(http::serve(stream, first, Arc::clone(self), stop)).await,
-            Caller::H2c => Box::pin(h2c::serve(stream, first, self, stop)).await,
-            Caller::Socks => Box::pin(socks::serve(stream, first, self)).await,
+            Caller::H2c => Box::pin(h2c::serve(stream, first, remote, self, stop)).await,
+            Caller::Socks => Box::pin(socks::serve(stream, first, remote, self)).await,
             Caller::Bound(port) => Box::pin(bound::serve(stream, first, &port, self)).await,
         }
     }

@@ -1,5 +1,6 @@
 //! SOCKS5 clients: a registered service by its name, then its bytes as they are (SPEC F5).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,12 @@ use crate::forward::{Protocol, RawCall, ending};
 const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves one client; `first` holds what was read of it.
-pub(super) async fn serve(mut client: TcpStream, mut first: CopyBuffer, ingress: &Arc<Ingress>) {
+pub(super) async fn serve(
+    mut client: TcpStream,
+    mut first: CopyBuffer,
+    remote: SocketAddr,
+    ingress: &Arc<Ingress>,
+) {
     let last_word: Vec<u8> = match negotiate(&mut client, &mut first).await {
         Ok(service) => {
             let greeting = &SocksReply::Succeeded.to_bytes();
@@ -30,11 +36,11 @@ pub(super) async fn serve(mut client: TcpStream, mut first: CopyBuffer, ingress:
         }
         Err(End::Gone) => return,
         Err(End::NoMethod) => {
-            debug!(ingress.log, "socks client refused"; "error" => "it insists on authentication");
+            debug!(ingress.log, "socks client refused"; "remote" => %remote, "error" => "it insists on authentication");
             socks_method(false).into()
         }
         Err(End::Bad(error)) => {
-            debug!(ingress.log, "socks client refused"; "error" => %error);
+            debug!(ingress.log, "socks client refused"; "remote" => %remote, "error" => %error);
             match error {
                 SocksError::Refused { reply, .. } => reply.to_bytes().into(),
                 SocksError::Malformed(_) => return,

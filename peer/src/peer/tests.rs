@@ -232,6 +232,64 @@ async fn what_an_operator_must_settle_ends_the_start_with_a_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ports_are_bound_by_configuration_and_over_the_socket() {
+    let backend = hello().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mesh_key = p2p_runtime::mesh_key::MeshKey::generate().unwrap().to_text();
+    let raw = |bind: String| RawConfig {
+        data: Some(dir.path().into()),
+        mesh_key: Some(mesh_key.to_string()),
+        listen: Some(free_port().to_string()),
+        metrics: Some(free_port().to_string()),
+        services: vec![format!("web.example={backend}")],
+        bind: vec![bind],
+        ..RawConfig::default()
+    };
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let held = TcpListener::bind(taken).await.unwrap();
+    let config = raw(format!("{taken}=web.example")).validate().unwrap();
+    let refused = within(Peer::start(config, CancellationToken::new(), quiet())).await.unwrap_err();
+    let refused = refused.to_string();
+    assert!(refused.contains("is in use") && refused.contains("another --bind"), "{refused}");
+    drop(held);
+
+    let running = start(raw(format!("{}=Web.Example", taken.port())), dir).await;
+    assert!(get(taken, "any.host", "/").await.ends_with("hello"));
+
+    let mut api = running.api().await;
+    let mut add = async |bind: &str| {
+        let request = v1::AgentAddBindRequest { bind: bind.to_owned() };
+        api.add_bind(request).await.map(|bound| bound.into_inner().address).map_err(|status| status.code())
+    };
+    let second = add("0=web.example").await.unwrap();
+    assert!(get(second.parse().unwrap(), "x", "/").await.ends_with("hello"));
+    for (bind, code) in [
+        ("web.example".to_owned(), tonic::Code::InvalidArgument),
+        (format!("{second}=web.example"), tonic::Code::AlreadyExists),
+        (format!("{}=web.example", running.metrics), tonic::Code::AlreadyExists),
+        ("192.0.2.1:1=web.example".to_owned(), tonic::Code::FailedPrecondition),
+    ] {
+        assert_eq!(add(&bind).await, Err(code), "{bind}");
+    }
+    let binds = api.list_binds(v1::AgentListBindsRequest {}).await.unwrap().into_inner().binds;
+    let mut addresses: Vec<_> = binds.iter().map(|bind| bind.address.clone()).collect();
+    addresses.sort();
+    let mut expected = vec![taken.to_string(), second.clone()];
+    expected.sort();
+    assert_eq!(addresses, expected);
+    assert!(binds.iter().all(|bind| bind.service == "web.example" && bind.connections_total == 1));
+
+    // Those of the configuration can be closed as well.
+    for address in [taken.port().to_string(), second] {
+        let request = v1::AgentRemoveBindRequest { address };
+        api.remove_bind(request.clone()).await.unwrap();
+        assert_eq!(api.remove_bind(request).await.unwrap_err().code(), tonic::Code::NotFound);
+    }
+    assert!(TcpStream::connect(taken).await.is_err());
+    running.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_server_is_redialled() {
     let mut server = PlayedServer::start().await;
     let dir = tempfile::tempdir().unwrap();
