@@ -13,7 +13,7 @@ use p2p_common::wire::link::LinkMessage;
 use p2p_common::{Epoch, NodeId};
 use p2p_peer_core::{
     Agent, AgentState, AgentStatus, DialFailure, FromServer, InterfaceAddr, Link, LinkOpened, LinkToken,
-    Moment, Output, SessionToken, Traffic,
+    Moment, Output, OwnServices, SessionToken, Traffic,
 };
 use p2p_runtime::admin::Readiness;
 use p2p_runtime::clock::{Clock, unix_now};
@@ -63,6 +63,8 @@ pub(crate) enum Input {
     LinkMessage { link: LinkToken, message: LinkMessage },
     /// The connection of a link ended.
     LinkClosed { link: LinkToken, reason: String },
+    /// The own services are now these; told when they are published.
+    Services(OwnServices, oneshot::Sender<()>),
     /// Somebody asks.
     Ask(Question),
 }
@@ -228,6 +230,12 @@ impl AgentTask {
             Input::LinkClosed { link, reason } => {
                 self.end_link(link, &reason);
                 self.agent.handle_link_closed(link, reason, at);
+            }
+            Input::Services(services, done) => {
+                self.agent.handle_services(services, at);
+                self.drain_outputs();
+                // Who asked for it may have left.
+                let _ = done.send(());
             }
             Input::Ask(question) => {
                 self.sample();

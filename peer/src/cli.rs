@@ -3,6 +3,7 @@
 //! `run` is a Peer; every other verb asks the Peer of a data directory through the socket it keeps there.
 
 mod bind;
+mod service;
 mod show;
 
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ Examples:
   p2p-peer tables --data /var/lib/p1                                what it knows
   p2p-peer why --data /var/lib/p1 C<uuid>                           why a link is as it is
   p2p-peer bind add --data /var/lib/p1 6379=redis.example           then: redis-cli -p 6379
+  p2p-peer service drain --data /var/lib/p1 web.example --wait      before its backend is stopped
 
 Without any Server, with one key on every host and the address of one Peer on the others:
   export PEER_MESH_KEY=$(p2p-peer mesh-key)
@@ -64,6 +66,49 @@ enum Verb {
     /// Bind ports of this host to one service each, for protocols that name none (Redis, PostgreSQL, SSH)
     #[command(subcommand)]
     Bind(BindVerb),
+    /// Add, remove and drain the services of this Peer while it runs
+    #[command(subcommand)]
+    Service(ServiceVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum ServiceVerb {
+    /// Offer a service until the Peer stops; `services` in its configuration offers one at each start
+    Add(ServiceAddArgs),
+    /// Offer a service no longer; what it carries goes on
+    Remove(ServiceArgs),
+    /// Let a service take no new forwards; what it carries goes on
+    Drain(ServiceDrainArgs),
+    /// Let a drained service take forwards again
+    Resume(ServiceArgs),
+    /// List the services of this Peer, with the state of their backends
+    List(ClientArgs),
+}
+
+#[derive(Debug, Args)]
+struct ServiceAddArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// web.example=127.0.0.1:8080, and then perhaps check=tcp, check=http:/PATH, visibility=linked|cluster|private|ids:...
+    #[arg(value_name = "NAME=HOST:PORT", required = true)]
+    words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct ServiceArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// The service
+    name: String,
+}
+
+#[derive(Debug, Args)]
+struct ServiceDrainArgs {
+    #[command(flatten)]
+    of: ServiceArgs,
+    /// Wait until it carries nothing any more
+    #[arg(long)]
+    wait: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -181,6 +226,13 @@ fn ask(verb: Verb) -> Result<(), Exit> {
             Verb::Tables(args) => show::tables(&args).await,
             Verb::Links(args) => show::links(&args).await,
             Verb::Why(args) => show::why(&args.client, args.id).await,
+            Verb::Service(ServiceVerb::Add(args)) => service::add(&args.client, args.words.join(" ")).await,
+            Verb::Service(ServiceVerb::Remove(args)) => service::remove(&args.client, args.name).await,
+            Verb::Service(ServiceVerb::Drain(args)) => {
+                service::drain(&args.of.client, args.of.name, args.wait).await
+            }
+            Verb::Service(ServiceVerb::Resume(args)) => service::resume(&args.client, args.name).await,
+            Verb::Service(ServiceVerb::List(args)) => service::list(&args).await,
             Verb::Bind(BindVerb::Add(args)) => bind::add(&args.client, args.bind).await,
             Verb::Bind(BindVerb::Remove(args)) => bind::remove(&args.client, args.address).await,
             Verb::Bind(BindVerb::List(args)) => bind::list(&args).await,
@@ -215,6 +267,11 @@ mod tests {
             "p2p-peer bind add --data d 127.0.0.1:6379=redis.example",
             "p2p-peer bind remove --data d 6379",
             "p2p-peer bind list --data d --json",
+            "p2p-peer service add --data d web=127.0.0.1:80 check=http:/up visibility=private",
+            "p2p-peer service remove --data d web",
+            "p2p-peer service drain --data d web --wait",
+            "p2p-peer service resume --data d web --json",
+            "p2p-peer service list --data d",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
@@ -222,6 +279,8 @@ mod tests {
             "p2p-peer",
             "p2p-peer tables",
             "p2p-peer bind add 6379=x",
+            "p2p-peer service add --data d",
+            "p2p-peer service drain --data d",
             "p2p-peer run --dta d",
             "p2p-peer why --data d X",
         ] {

@@ -9,6 +9,7 @@ mod enrol;
 #[cfg(test)]
 mod fixture;
 mod forward;
+mod health;
 mod ingress;
 mod local_api;
 mod mesh_task;

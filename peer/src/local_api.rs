@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::link::PathKind;
-use p2p_peer_core::{LinePrefix, MeshLinkStatus, Route, RouteLink, Source, Tables, render};
+use p2p_common::service::{LocalService, ServiceName};
+use p2p_peer_core::{LinePrefix, MeshLinkStatus, Route, RouteLink, ServicesError, Source, Tables, render};
 use p2p_proto::v1::agent_server::{Agent, AgentServer};
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::{Clock, unix_now};
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::agent_task::{Input, NamedLink, Question};
+use crate::health::{self, Change, Refused, Row};
 use crate::ingress::{Bind, BindError, BoundPort, BoundPorts, bind_addr};
 use crate::published::Views;
 use crate::tunnel::Pool;
@@ -54,6 +56,8 @@ pub(crate) struct LocalApi {
     pub(crate) bound: BoundPorts,
     /// The agent's mailbox.
     pub(crate) mailbox: mpsc::Sender<Input>,
+    /// Who owns the own services.
+    pub(crate) services: mpsc::Sender<health::Request>,
 }
 
 /// A socket that is listened on; the file goes with it.
@@ -90,6 +94,35 @@ impl LocalApi {
         }
         // Already gone, or the next start removes it.
         let _ = fs::remove_file(&socket.path);
+    }
+
+    async fn change(&self, change: Change) -> Result<Response<v1::AgentOwnService>, Status> {
+        let changed = self.ask_services(|answer| health::Request::Change(change, answer)).await?;
+        changed.map(|row| Response::new(own_service_to(row))).map_err(|refused| {
+            let text = refused.to_string();
+            match refused {
+                Refused::NotOwn(_) => Status::not_found(text),
+                Refused::Services(ServicesError::Duplicate { .. }) => Status::already_exists(text),
+                Refused::Services(ServicesError::TooMany) => Status::resource_exhausted(text),
+                Refused::Services(_) => Status::invalid_argument(text),
+            }
+        })
+    }
+
+    async fn ask_services<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> health::Request,
+    ) -> Result<T, Status> {
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.services.send(request(answer)).await.ok()?;
+            answered.await.ok()
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(Status::unavailable("the Peer is stopping")),
+            Err(_) => Err(Status::unavailable("the owner of the services does not answer")),
+        }
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, Status> {
@@ -214,6 +247,45 @@ impl Agent for LocalApi {
         Ok(Response::new(v1::AgentWhyReply { link: Some(link_to(&link)), tried: tried.collect() }))
     }
 
+    async fn add_service(
+        &self,
+        request: Request<v1::AgentAddServiceRequest>,
+    ) -> Result<Response<v1::AgentOwnService>, Status> {
+        let service = request.get_ref().service.parse::<LocalService>();
+        let service = service.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        self.change(Change::Add(service)).await
+    }
+
+    async fn remove_service(
+        &self,
+        request: Request<v1::AgentServiceRequest>,
+    ) -> Result<Response<v1::AgentOwnService>, Status> {
+        self.change(Change::Remove(service_name(request)?)).await
+    }
+
+    async fn drain_service(
+        &self,
+        request: Request<v1::AgentServiceRequest>,
+    ) -> Result<Response<v1::AgentOwnService>, Status> {
+        self.change(Change::Drain(service_name(request)?, true)).await
+    }
+
+    async fn resume_service(
+        &self,
+        request: Request<v1::AgentServiceRequest>,
+    ) -> Result<Response<v1::AgentOwnService>, Status> {
+        self.change(Change::Drain(service_name(request)?, false)).await
+    }
+
+    async fn list_services(
+        &self,
+        _request: Request<v1::AgentListServicesRequest>,
+    ) -> Result<Response<v1::AgentListServicesReply>, Status> {
+        let rows = self.ask_services(health::Request::List).await?;
+        let services = rows.into_iter().map(own_service_to).collect();
+        Ok(Response::new(v1::AgentListServicesReply { services }))
+    }
+
     async fn add_bind(
         &self,
         request: Request<v1::AgentAddBindRequest>,
@@ -240,6 +312,24 @@ impl Agent for LocalApi {
     ) -> Result<Response<v1::AgentListBindsReply>, Status> {
         let binds = self.bound.list().iter().map(|port| bind_to(port)).collect();
         Ok(Response::new(v1::AgentListBindsReply { binds }))
+    }
+}
+
+/// The name of a service, as it is kept.
+fn service_name(request: Request<v1::AgentServiceRequest>) -> Result<String, Status> {
+    let name = request.get_ref().name.parse::<ServiceName>();
+    name.map(|name| name.to_string()).map_err(|e| Status::invalid_argument(e.to_string()))
+}
+
+fn own_service_to(row: Row) -> v1::AgentOwnService {
+    v1::AgentOwnService {
+        name: row.name,
+        backend: row.service.backend.to_string(),
+        visibility: visibility(&row.service.visibility),
+        check: row.service.check.map(|check| check.to_string()).unwrap_or_default(),
+        state: row.service.state.as_str().to_owned(),
+        error: row.error,
+        forwards_active: row.active,
     }
 }
 

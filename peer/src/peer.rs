@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use p2p_common::service::ServiceName;
 use p2p_common::{Incarnation, NodeId, NodeKind};
-use p2p_peer_core::{Agent, AgentConfig, Identity, LinkSettings, Moment, NetSources};
+use p2p_peer_core::{Agent, AgentConfig, Health, Identity, LinkSettings, Moment, NetSources};
 use p2p_runtime::admin::{self, Readiness};
 use p2p_runtime::clock::{Clock, unix_now};
 use p2p_runtime::exit::{Exit, chain};
@@ -29,6 +29,7 @@ use crate::enrol::{self, Means, Membership};
 use crate::forward::owner::Owner;
 use crate::forward::splice::Buffers;
 use crate::forward::{Forwarder, Forwards, Recents};
+use crate::health::{self, ServicesTask};
 use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, listen_all};
 use crate::local_api::{self, LocalApi};
 use crate::mesh_task::Links;
@@ -185,6 +186,20 @@ impl Peer {
             metrics: metrics.ingress.clone(),
             log: log.clone(),
         });
+        let (ask_services, requests) = mpsc::channel(health::REQUESTS);
+        let services = ServicesTask {
+            health: Health::new(
+                config.services.clone(),
+                config.visibility.clone(),
+                rand::random(),
+                clock.now(),
+            ),
+            requests,
+            mailbox: mailbox.clone(),
+            forwards: Arc::clone(&forwards),
+            clock,
+            log: log.clone(),
+        };
         let local = local_api::listen(data.path()).map_err(|e| {
             Exit::failed(format!("cannot listen on {}/agent.sock: {e}", data.path().display()))
         })?;
@@ -202,6 +217,7 @@ impl Peer {
             bound: BoundPorts::new(Arc::clone(&ingress), ports.bound, stop.clone())
                 .map_err(|e| failed(&e))?,
             mailbox: mailbox.clone(),
+            services: ask_services,
         };
         info!(log, "peer started"; "node_id" => id, "name" => identity.name(), "listen" => %listen, "metrics" => %config.metrics,
             "cluster_id" => %cluster_id, "services" => config.services.len(),
@@ -231,6 +247,7 @@ impl Peer {
         };
         let tasks = TaskTracker::new();
         tasks.spawn(agent.run());
+        tasks.spawn(services.run(stop.clone()));
         tasks.spawn(pool.run(stop.clone()));
         tasks.spawn(ingress.run(ports.ingress, stop.clone(), GRACE));
         tasks.spawn(admin::serve(ports.metrics, router, stop.clone(), log.clone()));

@@ -6,6 +6,7 @@ mod connect;
 mod fixture;
 mod framing;
 mod h2c;
+mod health;
 mod links;
 mod mesh;
 mod moment;
@@ -32,6 +33,7 @@ pub use h2c::{
     H2C_SETTINGS, H2cError, H2cErrorCode, H2cLimits, H2cOpening, H2cReply, H2cRequest, H2cStream, h2c_goaway,
     h2c_opening,
 };
+pub use health::{CHECK_EVERY, CHECKS_MAX, CheckJob, CheckToken, Checked, FAILURES_MAX, Health, NotOwn};
 pub use links::{DialFailure, Link, Mesh, Opened, TRIED_MAX, Traffic, Tried};
 pub use mesh::{
     ACCEPTED_MAX, ACCEPTED_PER_PEER_MAX, LinkOpened, LinkSettings, LinkToken, MeshLinkStatus, REGISTER_EVERY,

@@ -3,10 +3,12 @@
 //!
 //! A [`Forward`] counts for itself alone; shared counts move when it is opened, each [`TELL_BYTES`], and at its end.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use p2p_common::link::PathKind;
 use p2p_common::service::ServiceName;
 use p2p_common::wire::tunnel::ProxyId;
@@ -100,6 +102,8 @@ pub(crate) struct Forwards {
     slots: Arc<Semaphore>,
     in_flight: Mutex<HashSet<u32>>,
     names: Names,
+    /// How many forwards the backend of each own service carries.
+    own: ArcSwap<BTreeMap<ServiceName, Arc<AtomicU64>>>,
     metrics: ForwardMetrics,
     access: AccessLog,
     log: Logger,
@@ -117,6 +121,8 @@ pub(crate) struct Forward {
     began: Instant,
     opened: Option<Instant>,
     end: End,
+    /// Counts this forward at its backend.
+    at_backend: Option<Arc<AtomicU64>>,
     bytes: Bytes,
     told: Bytes,
     forwards: Arc<Forwards>,
@@ -138,6 +144,7 @@ impl Forwards {
             slots: Arc::new(Semaphore::new(slots)),
             in_flight: Mutex::default(),
             names: Names::new(rand::random()),
+            own: ArcSwap::default(),
             metrics,
             access,
             log,
@@ -198,6 +205,7 @@ impl Forwards {
             began: Instant::now(),
             opened: None,
             end: End::Stopped,
+            at_backend: None,
             bytes: Bytes::default(),
             told: Bytes::default(),
             forwards: Arc::clone(self),
@@ -213,6 +221,18 @@ impl Forwards {
     /// Counts what a FORWARD was answered with.
     pub(super) fn count_answer(&self, answer: Answer) {
         self.metrics.count_answer(answer);
+    }
+
+    /// These are the own services: what their backends carry is counted by name. One task calls this.
+    pub(crate) fn set_own<'a>(&self, names: impl Iterator<Item = &'a ServiceName>) {
+        let before = self.own.load();
+        let count = |name: &ServiceName| before.get(name).cloned().unwrap_or_default();
+        self.own.store(Arc::new(names.map(|name| (name.clone(), count(name))).collect()));
+    }
+
+    /// How many forwards the backend of an own service carries now.
+    pub(crate) fn active_of(&self, name: &str) -> u64 {
+        self.own.load().get(name).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     /// In flight now, and begun since the start.
@@ -250,6 +270,11 @@ impl Forward {
             if self.role == Role::Ingress {
                 self.peer = Some(owner);
             }
+        } else {
+            self.at_backend = self.forwards.own.load().get(&self.service).cloned();
+        }
+        if let Some(count) = &self.at_backend {
+            count.fetch_add(1, Ordering::Relaxed);
         }
         let now = Instant::now();
         self.opened = Some(now);
@@ -285,6 +310,9 @@ impl Drop for Forward {
         let forwards = &self.forwards;
         if self.role == Role::Ingress {
             forwards.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.proxy_id.0);
+        }
+        if let Some(count) = &self.at_backend {
+            count.fetch_sub(1, Ordering::Relaxed);
         }
         let duration = self.began.elapsed();
         forwards.metrics.active.dec();

@@ -14,6 +14,7 @@ macro_rules! eventually {
 }
 
 mod server;
+mod services;
 
 use std::path::Path;
 use std::time::Duration;
