@@ -106,13 +106,21 @@ async fn grpc_passes_both_ways_with_its_status() {
 #[tokio::test(flavor = "multi_thread")]
 async fn http2_bytes_reach_the_service_as_they_are() {
     let (_world, owner, ingress) = pair(&service("web.example", mirror(b"").await));
-    let opening = [PREFACE, H2C_SETTINGS, &headers("web.example:80"), b"and whatever follows"].concat();
+    let settings = [PREFACE, H2C_SETTINGS].concat();
+    let request = [&settings[..], &headers("web.example:80")].concat();
+    let opening = [&request[..], b"and whatever follows"].concat();
     for cut in 0..opening.len() {
         let mut client = Client::to(&ingress).await.0.into_inner();
-        let (before, rest) = opening.split_at(cut);
-        client.write_all(before).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        client.write_all(rest).await.unwrap();
+        client.write_all(&opening[..cut]).await.unwrap();
+        // It is taken for a client that waits exactly where it could be one.
+        if (settings.len()..request.len()).contains(&cut) {
+            read_exactly(&mut client, H2C_SETTINGS).await;
+            let rest = [&request[cut..], SETTINGS_ACK, &opening[request.len()..]].concat();
+            client.write_all(&rest).await.unwrap();
+        } else {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            client.write_all(&opening[cut..]).await.unwrap();
+        }
         client.shutdown().await.unwrap();
         assert_eq!(read_to_end(&mut client).await, opening, "cut at {cut}");
     }
