@@ -41,7 +41,7 @@ mod status;
 
 pub use status::MeshLinkStatus;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -182,6 +182,8 @@ struct OpenLink {
 #[derive(Debug)]
 struct LinkedPeer {
     key_hash: KeyHash,
+    /// Its open links.
+    links: BTreeSet<LinkToken>,
     last_heard: Now,
     /// Where the last accepted link came from.
     seen_from: Option<IpAddr>,
@@ -220,7 +222,7 @@ impl MeshLinks {
     pub(crate) fn linked(&self, peer: NodeId) -> Option<Linked> {
         let known = self.peers.get(&peer)?;
         let listed = known.listed.as_ref()?;
-        let connected = self.links_of(peer).next().is_some();
+        let connected = !known.links.is_empty();
         let dialled: Vec<HostPort> = if connected {
             let slots = self.links_of(peer).filter_map(|(_, link)| link.slot);
             slots.map(|slot| self.slots[slot].address.clone()).collect()
@@ -334,11 +336,13 @@ impl MeshLinks {
         );
         let known = self.peers.entry(peer).or_insert(LinkedPeer {
             key_hash,
+            links: BTreeSet::new(),
             last_heard: at.now,
             seen_from: None,
             listed: None,
         });
         known.last_heard = at.now;
+        known.links.insert(link);
         match slot {
             Some(slot) => {
                 self.slots[slot].on_opened(link, peer, at.unix);
@@ -554,6 +558,9 @@ impl MeshLinks {
             }
         }
         if let Some(open) = open {
+            if let Some(known) = self.peers.get_mut(&open.peer) {
+                known.links.remove(&link);
+            }
             self.on_changed(open.peer, at, effects);
         }
     }
@@ -605,12 +612,13 @@ impl MeshLinks {
 
     /// Peers without an open link, and when they are offline.
     fn lapses(&self) -> impl Iterator<Item = (NodeId, Now)> {
-        let waiting = self.peers.iter().filter(|(peer, _)| self.links_of(**peer).next().is_none());
+        let waiting = self.peers.iter().filter(|(_, known)| known.links.is_empty());
         waiting.map(|(peer, known)| (*peer, known.last_heard + self.settings.offline_after))
     }
 
     fn links_of(&self, peer: NodeId) -> impl Iterator<Item = (LinkToken, &OpenLink)> {
-        self.open.iter().filter(move |(_, link)| link.peer == peer).map(|(link, open)| (*link, open))
+        let links = self.peers.get(&peer).into_iter().flat_map(|known| &known.links);
+        links.filter_map(|link| Some((*link, self.open.get(link)?)))
     }
 
     fn new_token(&mut self) -> LinkToken {

@@ -153,7 +153,7 @@ impl MeshLinks {
         let mut carried: BTreeMap<ServiceName, TransitService> = BTreeMap::new();
         for (source, known) in self.peers.iter().filter(|(source, _)| **source != peer) {
             let Some(listed) = &known.listed else { continue };
-            let connected = self.links_of(*source).next().is_some();
+            let connected = !known.links.is_empty();
             for offer in listed.entry.report.services.iter().filter(|offer| is_carried_on(&offer.visibility))
             {
                 let state = if connected { offer.state } else { ServiceState::Down };
