@@ -51,6 +51,7 @@ pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) listen: SocketAddr,
     pub(crate) pool: Pool,
+    pub(crate) owner: Owner,
     pub(crate) forwards: Arc<Forwards>,
     pub(crate) bound: BoundPorts,
     pub(crate) forward_metrics: ForwardMetrics,
@@ -177,7 +178,7 @@ impl World {
         let owner = Owner { forwarder: forwarder.clone(), recents: Recents::default() };
         let ingress = Arc::new(Ingress {
             forwarder,
-            owner,
+            owner: owner.clone(),
             pool: pool.clone(),
             links,
             tls: ServerTls::peer(Arc::clone(&credentials)),
@@ -198,6 +199,7 @@ impl World {
             id,
             listen,
             pool,
+            owner,
             forwards,
             bound,
             forward_metrics,

@@ -1,3 +1,5 @@
+//! Links between two nodes in one process, over real TLS; the agents are played by the tests.
+
 use super::*;
 
 use std::net::SocketAddr;

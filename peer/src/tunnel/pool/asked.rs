@@ -21,13 +21,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lease::AcceptedTunnel;
-use super::remote::{Idle, Remote, lock};
+use super::remote::{Remote, lock};
 use super::{Pool, PoolError, Shared};
 use crate::forward::owner::Owner;
 use crate::tunnel::{DirectTunnel, TunnelError};
 
 /// What was asked for comes within this, or not at all: the other side gives each dial 5 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who waits looks this often whether to ask again.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why an offered tunnel is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +67,27 @@ impl Asked {
     fn len(&mut self, now: Instant) -> usize {
         self.forget_old(now);
         self.0.len()
+    }
+}
+
+/// One who waits for a tunnel, counted until dropped.
+struct Waiting<'a>(&'a Remote);
+
+impl<'a> Waiting<'a> {
+    fn new(remote: &'a Remote) -> Self {
+        remote.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(remote)
+    }
+
+    /// How many wait, this one included.
+    fn count(&self) -> usize {
+        self.0.waiting.load(Ordering::Relaxed) as usize
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -104,28 +128,30 @@ impl Pool {
         // From here on it is one of ours.
         counted.reason = "it serves the tunnel itself";
         drop(counted);
-        lock(&remote.idle).push(Idle { direct, since: Instant::now() });
+        shared.put_back(&remote, direct);
         remote.offered.notify_waiters();
         Ok(())
     }
 }
 
 impl Shared {
-    /// Asks `remote` for one tunnel; nothing happens when it was asked for as many as it may be: those serve all.
-    fn ask(&self, remote: &Remote) {
-        if lock(&remote.asked).push(Instant::now()) {
-            self.note(remote, |changes| changes.wanted += 1);
+    /// Asks `remote` for tunnels until `count` are on their way, or as many as it may be asked for.
+    fn ask(&self, remote: &Remote, count: usize) {
+        let now = Instant::now();
+        let more = {
+            let mut asked = lock(&remote.asked);
+            let missing = count.saturating_sub(asked.len(now));
+            (0..missing).take_while(|_| asked.push(now)).count() as u32
+        };
+        if more > 0 {
+            self.note(remote, |changes| changes.wanted += more);
         }
     }
 
     /// Asks for so many idle tunnels as are missing.
     pub(super) fn ask_ahead(&self, remote: &Remote) {
-        let now = Instant::now();
-        let missing =
-            self.limits.warm.saturating_sub(lock(&remote.idle).len() + lock(&remote.asked).len(now));
-        for _ in 0..missing {
-            self.ask(remote);
-        }
+        let idle = lock(&remote.idle).len();
+        self.ask(remote, self.limits.warm.saturating_sub(idle));
     }
 
     /// A tunnel that is brought, or one that comes back first; with `fresh` only one that is opened from now on.
@@ -138,30 +164,32 @@ impl Shared {
         fresh: bool,
     ) -> Result<DirectTunnel, PoolError> {
         let newer_than = fresh.then(Instant::now);
+        let waiting = Waiting::new(remote);
         let mut changes = self.views.changes();
         loop {
-            self.ask(remote);
-            let again = tokio::time::sleep(ANSWER_TIMEOUT);
-            tokio::pin!(again);
-            loop {
-                let (offered, returned) = (remote.offered.notified(), remote.returned.notified());
-                tokio::pin!(offered, returned);
-                // Before the look: what comes meanwhile is then noticed.
+            let (offered, returned) = (remote.offered.notified(), remote.returned.notified());
+            tokio::pin!(offered, returned);
+            // Before the look: what comes meanwhile is then noticed.
+            if fresh {
                 offered.as_mut().enable();
-                if let Some(direct) = self.take_idle(remote, newer_than).await {
-                    return Ok(direct);
-                }
-                changes.mark_unchanged();
-                if !self.hears(remote.id) {
-                    return Err(PoolError::Unlinked(remote.id));
-                }
-                tokio::select! {
-                    () = offered => {}
-                    () = returned, if !fresh => {}
-                    // An error would be the end of this process.
-                    _ = changes.changed() => {}
-                    () = &mut again => break,
-                }
+            } else {
+                returned.as_mut().enable();
+            }
+            if let Some(direct) = self.take_idle(remote, newer_than).await {
+                return Ok(direct);
+            }
+            changes.mark_unchanged();
+            if !self.hears(remote.id) {
+                return Err(PoolError::Unlinked(remote.id));
+            }
+            self.ask(remote, waiting.count());
+            tokio::select! {
+                () = offered, if fresh => {}
+                () = returned, if !fresh => {}
+                // An error would be the end of this process.
+                _ = changes.changed() => {}
+                // An ask that was not answered is given up at some time, and then made again.
+                () = tokio::time::sleep(ASK_INTERVAL) => {}
             }
         }
     }
@@ -202,22 +230,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn as_many_are_expected_as_were_asked_for_and_not_for_ever() {
-        let mut asked = Asked::default();
-        let now = Instant::now();
-        for _ in 0..TUNNELS_ASKED_MAX {
-            assert!(asked.push(now));
-        }
-        assert!(!asked.push(now));
-        assert!(asked.pop(now));
-        assert!(asked.push(now));
-        let later = now + ANSWER_TIMEOUT;
-        assert!(!asked.pop(later));
-        assert!(asked.push(later));
-        assert_eq!(asked.len(later), 1);
-    }
-}
+mod tests;

@@ -46,6 +46,8 @@ pub(super) struct Remote {
     /// It brought a tunnel it was asked for.
     pub(super) offered: Notify,
     pub(super) asked: Mutex<Asked>,
+    /// Forwards that wait until it brings one.
+    pub(super) waiting: AtomicU32,
     /// Open tunnels for our forwards, idle or not.
     pub(super) dialled: AtomicU32,
     /// Open tunnels for its forwards.
@@ -77,6 +79,7 @@ impl Remote {
             returned: Notify::new(),
             offered: Notify::new(),
             asked: Mutex::default(),
+            waiting: AtomicU32::new(0),
             dialled: AtomicU32::new(0),
             accepted: AtomicU32::new(0),
             counters: Arc::default(),
