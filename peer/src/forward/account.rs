@@ -13,6 +13,7 @@ use p2p_common::link::PathKind;
 use p2p_common::service::ServiceName;
 use p2p_common::wire::tunnel::ProxyId;
 use p2p_common::{ErrorCode, NodeId};
+use p2p_peer_core::Source;
 use slog::{Logger, info};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -258,6 +259,11 @@ impl Forward {
         self.peer.zip(self.path)
     }
 
+    /// Who answers it, once it is open.
+    pub(crate) fn source(&self) -> Source {
+        self.peer.map_or(Source::Local, Source::Peer)
+    }
+
     /// When it began.
     pub(super) fn began(&self) -> Instant {
         self.began
@@ -327,12 +333,14 @@ impl Drop for Forward {
         };
         if logged {
             let open = self.opened.map_or(duration, |opened| opened - self.began);
+            // A forward that found no owner has nobody at its other end.
+            let no_owner = if self.opened.is_some() { "local" } else { "none" };
             let micros = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
             info!(forwards.log, "forward ended";
                 "proxy_id" => %self.proxy_id,
                 "service" => %self.service,
-                "peer_id" => self.peer.map_or_else(|| "local".to_owned(), |id| id.to_string()),
-                "path" => self.path.map_or("local", PathKind::as_str),
+                "peer_id" => self.peer.map_or_else(|| no_owner.to_owned(), |id| id.to_string()),
+                "path" => self.path.map_or(no_owner, PathKind::as_str),
                 "role" => self.role.as_str(),
                 "bytes_in" => self.bytes.into,
                 "bytes_out" => self.bytes.out,

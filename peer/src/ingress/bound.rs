@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::listener::{Ingress, Port};
 use crate::forward::splice::CopyBuffer;
-use crate::forward::{Protocol, RawCall};
+use crate::forward::{Protocol, RawCall, ending};
 
 /// At most this many ports are bound.
 pub(crate) const BINDS_MAX: usize = 256;
@@ -227,8 +227,9 @@ impl BoundPorts {
 pub(super) async fn serve(mut client: TcpStream, first: CopyBuffer, port: &BoundPort, ingress: &Ingress) {
     let _counted = Counted::new(port);
     let call = RawCall { service: &port.service, protocol: Protocol::Bound, first, greeting: &[] };
-    // What is not carried is closed, and told in the log.
-    let _ = ingress.forwarder.carry(&mut client, call).await;
+    if ingress.forwarder.carry(&mut client, call).await.is_err() {
+        ending::close_lingering(&mut client).await;
+    }
 }
 
 /// A connection of a bound port, until dropped.

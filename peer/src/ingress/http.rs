@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use p2p_common::service::ServiceName;
+use p2p_common::service::{ServiceName, ServiceState};
 use p2p_common::wire::tunnel::ProxyId;
 use p2p_peer_core::{After, ErrorReply, FramingError, FramingLimits, RequestHead, RequestHeads, Status};
 use slog::debug;
@@ -87,6 +87,8 @@ struct Connection {
 /// The forward that is open.
 struct Open {
     opened: Opened,
+    /// Of the tables, when it was last seen that it may stay.
+    revision: u64,
     /// A response came on it.
     used: bool,
 }
@@ -204,6 +206,7 @@ impl Connection {
         if self.open.as_ref().is_some_and(|open| open.opened.forward().service() != service) {
             self.retire();
         }
+        let revision = self.leave_drained();
         let mut exchange = Exchange::new(head, &self.limits);
         if self.open.is_none() {
             let first = match exchange.first(self.up.unread()) {
@@ -216,7 +219,7 @@ impl Connection {
             match Box::pin(self.ingress.forwarder.open(service, &mut self.up, first)).await {
                 Ok(opened) => {
                     exchange.sent(opened.sent());
-                    self.open = Some(Open { opened, used: false });
+                    self.open = Some(Open { opened, revision, used: false });
                 }
                 Err(refused) => {
                     let status = Status::of(refused.code());
@@ -226,6 +229,24 @@ impl Connection {
             }
         }
         self.exchange(head, exchange).await
+    }
+
+    /// Between two requests: leaves a forward whose service drains, or is offered there no longer, if somebody
+    /// else has it. Returns the revision of the tables.
+    fn leave_drained(&mut self) -> u64 {
+        let tables = self.ingress.forwarder.views.tables();
+        let revision = tables.revision();
+        let Some(open) = self.open.as_mut().filter(|open| open.revision != revision) else { return revision };
+        open.revision = revision;
+        let forward = open.opened.forward();
+        let (service, source) = (forward.service().as_str(), forward.source());
+        let stays = tables.route(service, source).is_some_and(|route| route.state != ServiceState::Draining);
+        let leaves = !stays && tables.resolve(service, 0, &[]).is_ok();
+        drop(tables);
+        if leaves {
+            self.retire();
+        }
+        revision
     }
 
     async fn exchange(&mut self, head: &RequestHead, mut exchange: Exchange) -> Next {

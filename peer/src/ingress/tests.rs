@@ -148,3 +148,10 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     bytes.truncate(len);
     bytes
 }
+
+/// What `openssl s_client -servername web.example` says first.
+fn client_hello() -> Vec<u8> {
+    let hex = include_str!("../../core/tests/testdata/client_hello_openssl.hex");
+    let digits: Vec<u32> = hex.chars().filter_map(|digit| digit.to_digit(16)).collect();
+    digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
+}

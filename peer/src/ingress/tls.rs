@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::listener::Ingress;
 use crate::forward::splice::CopyBuffer;
-use crate::forward::{Protocol, RawCall};
+use crate::forward::{Protocol, RawCall, ending};
 
 /// Serves one client; `first` holds its ClientHello.
 pub(super) async fn serve(
@@ -19,6 +19,7 @@ pub(super) async fn serve(
     ingress: Arc<Ingress>,
 ) {
     let call = RawCall { service: &service, protocol: Protocol::Tls, first, greeting: &[] };
-    // What is not carried is closed, and told in the log.
-    let _ = ingress.forwarder.carry(&mut client, call).await;
+    if ingress.forwarder.carry(&mut client, call).await.is_err() {
+        ending::close_lingering(&mut client).await;
+    }
 }

@@ -219,9 +219,7 @@ async fn connect_reaches_registered_services_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_goes_to_the_service_its_sni_names_untouched() {
-    let hex = include_str!("../../../core/tests/testdata/client_hello_openssl.hex");
-    let digits: Vec<u32> = hex.chars().filter_map(|digit| digit.to_digit(16)).collect();
-    let hello: Vec<u8> = digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect();
+    let hello = client_hello();
     let addr = backend(|stream| async move {
         let (mut read, mut write) = tokio::io::split(stream);
         tokio::io::copy(&mut read, &mut write).await.unwrap();
@@ -246,4 +244,43 @@ async fn tls_goes_to_the_service_its_sni_names_untouched() {
     let mut client = Client::to(&ingress).await;
     client.send(&hello).await;
     assert!(client.at_end().await);
+}
+
+/// An idle connection is probed by the kernel, so that a client, a backend or a Peer whose host vanished without a word
+/// does not hold a forward for ever; nothing else ends an idle forward.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_connection_of_an_idle_forward_is_probed() {
+    let silent = backend(|mut stream| async move {
+        let _ = stream.read(&mut [0; 1]).await;
+    })
+    .await;
+    let (_world, owner, ingress) = pair(&service("raw.example", silent));
+    let mut client = Client::to(&ingress).await;
+    client.send(b"CONNECT raw.example:80 HTTP/1.1\r\nHost: raw.example:80\r\n\r\n").await;
+    assert_eq!(client.response().await.0, 200);
+    let client_addr = client.0.get_ref().local_addr().unwrap();
+    for (what, probed) in [
+        ("the client's", probed(|local, remote| (local, remote) == (ingress.listen, client_addr))),
+        ("the tunnel's, at the ingress", probed(|_, remote| remote == owner.listen)),
+        ("the tunnel's, at the owner", probed(|local, _| local == owner.listen)),
+        ("the backend's", probed(|_, remote| remote == silent)),
+    ] {
+        assert!(!probed.is_empty() && probed.iter().all(|probed| *probed), "{what}: {probed:?}");
+    }
+    drop(client);
+    nothing_left(&ingress, &owner).await;
+}
+
+/// Of the established connections between these addresses: whether a keepalive timer runs.
+fn probed(is_meant: impl Fn(SocketAddr, SocketAddr) -> bool) -> Vec<bool> {
+    // proc(5): sl, local and remote address in hexadecimal, state, queues, timer (2: keepalive) ...
+    let addr = |text: &str| -> SocketAddr {
+        let (ip, port) = text.split_once(':').unwrap();
+        let ip = u32::from_str_radix(ip, 16).unwrap().to_le_bytes();
+        (ip, u16::from_str_radix(port, 16).unwrap()).into()
+    };
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let meant = rows.filter(|row| row[3] == "01" && is_meant(addr(row[1]), addr(row[2])));
+    meant.map(|row| row[5].starts_with("02:")).collect()
 }

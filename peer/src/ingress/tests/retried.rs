@@ -577,3 +577,42 @@ async fn a_peer_in_the_middle_carries_on() {
         assert_eq!((middle.pool.tunnels(), ingress.pool.tunnels().0), ((1, 1), 1));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_never_decides_is_504() {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    let (_world, _owner, ingress) = played(move |nth, mut tunnel| {
+        let seen = noted.clone();
+        async move {
+            let asked = asked(&mut tunnel, REQUEST.len()).await.unwrap();
+            seen.note(nth, &asked);
+            if nth == 1 {
+                // It has arrived; that is all.
+                tunnel.received(asked.proxy_id);
+                tunnel.flush().await.unwrap();
+            }
+            assert!(poll_recv(&mut tunnel).await.is_err());
+        }
+    })
+    .await;
+    let (status, body, took) = once(&ingress, REQUEST).await;
+    assert_eq!(status, 504, "{body}");
+    assert!(took >= Duration::from_secs(8) && took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(seen.len(), 2);
+    eventually("no tunnel left", || ingress.pool.tunnels().0 == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_clients_that_are_refused_get_a_clean_close() {
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (_world, owner, ingress) = crate::fixture::pair(&service("web.example", dead));
+    let mut client = Client::to(&ingress).await;
+    // More than is read before the verdict: unread bytes must not turn the close into a reset.
+    client.send(&[client_hello(), vec![7; 200_000]].concat()).await;
+    let mut said = Vec::new();
+    within(client.0.read_to_end(&mut said)).await.unwrap();
+    assert_eq!(said, b"");
+    drop(client);
+    nothing_left(&ingress, &owner).await;
+}

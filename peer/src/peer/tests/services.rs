@@ -83,6 +83,49 @@ async fn services_come_drain_and_go_while_it_runs() {
     ingress.stopped().await;
 }
 
+/// A web server that keeps connections, and says its name.
+async fn keeps(name: &'static str) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                while stream.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {
+                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{name}");
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_connections_leave_a_service_that_drains_when_another_peer_has_it() {
+    let server = PlayedServer::start().await;
+    let service = |addr| vec![format!("web.example={addr}")];
+    let (a, b) = pair(&server, service(keeps("a").await)).await;
+    eventually!("told", b.printed().await.contains("web.example"));
+    let mut client = TcpStream::connect(a.listen).await.unwrap();
+    let mut ask = async || {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: web.example\r\n\r\n").await.unwrap();
+        let mut answer = [0; 39];
+        within(client.read_exact(&mut answer)).await.unwrap();
+        char::from(answer[38])
+    };
+    assert_eq!(ask().await, 'a');
+    // Nobody else has it: what runs goes on.
+    a.api().await.drain_service(named("web.example")).await.unwrap();
+    assert_eq!(ask().await, 'a');
+    assert_eq!(a.services().await, row("web.example", "draining", 1));
+    b.add(&service(keeps("b").await)[0]).await.unwrap();
+    eventually!("told", a.printed().await.matches("web.example").count() > 1);
+    assert_eq!(ask().await, 'b');
+    eventually!("drained", a.services().await == row("web.example", "draining", 0));
+    a.stopped().await;
+    b.stopped().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_fails_its_check_gets_no_requests_until_it_works() {
     let server = PlayedServer::start().await;
