@@ -59,6 +59,8 @@ pub(crate) enum Input {
     LinkFailed { link: LinkToken, error: String },
     /// A Peer dialled us for a link.
     LinkAccepted(LinkOffer),
+    /// Something of what a linked Peer says arrived.
+    LinkHeard { link: LinkToken },
     /// A linked Peer said something.
     LinkMessage { link: LinkToken, message: LinkMessage },
     /// The connection of a link ended.
@@ -226,6 +228,7 @@ impl AgentTask {
                 self.agent.handle_link_failed(link, error, at);
             }
             Input::LinkAccepted(LinkOffer { opened, answer }) => self.accept_link(opened, answer, at),
+            Input::LinkHeard { link } => self.agent.handle_link_heard(link, at),
             Input::LinkMessage { link, message } => self.agent.handle_link_message(link, message, at),
             Input::LinkClosed { link, reason } => {
                 self.end_link(link, &reason);

@@ -26,6 +26,7 @@ use p2p_runtime::tls::{ConnectError, Connector, Credentials};
 use slog::{Logger, debug};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::agent_task::Input;
@@ -39,6 +40,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const QUEUE: usize = 32;
 /// What was said last has this long to get out.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+/// That a message is on its way is told this often; silence is counted in seconds.
+const HEARD_INTERVAL: Duration = Duration::from_secs(1);
 /// How much is read at a time; most messages are heartbeats.
 const READ_BYTES: usize = 8 * 1024;
 
@@ -229,20 +232,25 @@ impl Links {
         drop(self.mailbox.send(Input::LinkClosed { link, reason: chain(&error) }).await);
     }
 
-    /// Tells the agent all that comes; why nothing more does, or none when there is no agent.
+    /// Tells the agent all that comes, of a long message also that it is coming; why nothing more does, or none when
+    /// there is no agent.
     async fn hear<S: AsyncRead>(
         &self,
         link: LinkToken,
         mut reader: ReadHalf<S>,
         mut received: BytesMut,
     ) -> Option<LinkError> {
+        let mut told_at = Instant::now();
         loop {
-            let message = match receive(&mut reader, &mut received).await {
-                Ok(LinkMessage::Hello(_)) => return Some(LinkError::SecondHello),
-                Ok(message) => message,
+            let input = match next(&mut reader, &mut received).await {
+                Ok(Some(LinkMessage::Hello(_))) => return Some(LinkError::SecondHello),
+                Ok(Some(message)) => Input::LinkMessage { link, message },
+                Ok(None) if told_at.elapsed() < HEARD_INTERVAL => continue,
+                Ok(None) => Input::LinkHeard { link },
                 Err(error) => return Some(error),
             };
-            self.mailbox.send(Input::LinkMessage { link, message }).await.ok()?;
+            told_at = Instant::now();
+            self.mailbox.send(input).await.ok()?;
         }
     }
 }
@@ -298,14 +306,25 @@ async fn receive<S: AsyncRead>(
     received: &mut BytesMut,
 ) -> Result<LinkMessage, LinkError> {
     loop {
-        if let Some(message) = decode_link(received)? {
+        if let Some(message) = next(reader, received).await? {
             return Ok(message);
         }
-        received.reserve(READ_BYTES);
-        if reader.read_buf(received).await? == 0 {
-            return Err(LinkError::Closed);
-        }
     }
+}
+
+/// The next message, or none when some of it has come.
+async fn next<S: AsyncRead>(
+    reader: &mut ReadHalf<S>,
+    received: &mut BytesMut,
+) -> Result<Option<LinkMessage>, LinkError> {
+    if let Some(message) = decode_link(received)? {
+        return Ok(Some(message));
+    }
+    received.reserve(READ_BYTES);
+    if reader.read_buf(received).await? == 0 {
+        return Err(LinkError::Closed);
+    }
+    Ok(None)
 }
 
 /// Sends what the agent hands in, to the last; then says that nothing more comes.

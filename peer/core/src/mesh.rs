@@ -361,6 +361,15 @@ impl MeshLinks {
         effects
     }
 
+    /// Bytes came over `link`.
+    pub(crate) fn handle_heard(&mut self, link: LinkToken, now: Now) {
+        let Some(open) = self.open.get_mut(&link) else { return };
+        open.last_heard = now;
+        if let Some(known) = self.peers.get_mut(&open.peer) {
+            known.last_heard = now;
+        }
+    }
+
     /// A message came over `link`.
     pub(crate) fn handle_message(
         &mut self,
@@ -369,12 +378,9 @@ impl MeshLinks {
         at: Moment,
     ) -> Vec<MeshEffect> {
         let mut effects = Vec::new();
+        self.handle_heard(link, at.now);
         let Some(open) = self.open.get_mut(&link) else { return effects };
-        open.last_heard = at.now;
         let (peer, dialled, incarnation) = (open.peer, open.slot, open.incarnation);
-        if let Some(known) = self.peers.get_mut(&peer) {
-            known.last_heard = at.now;
-        }
         match (message, dialled) {
             (LinkMessage::Heartbeat, _) => {}
             (LinkMessage::Register(list), None) => {

@@ -233,3 +233,33 @@ async fn a_peer_that_takes_nothing_is_noticed_and_given_up() {
     tokio::time::timeout(LAST_WORDS_TIMEOUT * 5, task).await.unwrap().unwrap();
     drop(client);
 }
+
+#[tokio::test]
+async fn a_long_message_on_a_slow_way_is_heard_before_it_is_whole() {
+    let key = MeshKey::generate().unwrap();
+    let (mut far, caller) = (node(&key, 0), node(&key, 0));
+    let identity = PeerIdentity {
+        node_id: id(&caller),
+        cluster_id: key.cluster_id(),
+        key_hash: caller.links.credentials.key_hash(),
+    };
+    let mut bytes = BytesMut::new();
+    encode_link(&LinkMessage::Hello(caller.links.myself.hello(None)), &mut bytes).unwrap();
+    let (mut client, stream) = tokio::io::duplex(1024);
+    client.write_all(&bytes).await.unwrap();
+    let links = far.links.clone();
+    tokio::spawn(async move { links.accept(stream, identity, "198.51.100.1:1".into()).await });
+    let _handle = far.take(3).await;
+    let mut message = BytesMut::new();
+    encode_link(&LinkMessage::Heartbeat, &mut message).unwrap();
+    let (last, first) = message.split_last().unwrap();
+    let drip = async {
+        client.write_all(&first[..1]).await.unwrap();
+        tokio::time::sleep(HEARD_INTERVAL).await;
+        client.write_all(&first[1..]).await.unwrap();
+    };
+    let (heard, ()) = tokio::join!(far.heard(), drip);
+    assert!(matches!(heard, Input::LinkHeard { link: LinkToken(3) }), "{heard:?}");
+    client.write_all(&[*last]).await.unwrap();
+    assert!(matches!(far.heard().await, Input::LinkMessage { message: LinkMessage::Heartbeat, .. }));
+}

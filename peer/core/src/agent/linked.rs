@@ -31,6 +31,11 @@ impl Agent {
         self.run_mesh(effects, at);
     }
 
+    /// Bytes came over `link` that are no whole message yet: a long one on a slow way is a sign of life.
+    pub fn handle_link_heard(&mut self, link: LinkToken, at: Moment) {
+        self.mesh_links.handle_heard(link, at.now);
+    }
+
     /// A message came over `link`.
     pub fn handle_link_message(&mut self, link: LinkToken, message: LinkMessage, at: Moment) {
         let effects = self.mesh_links.handle_message(link, message, at);

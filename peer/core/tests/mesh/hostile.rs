@@ -125,6 +125,24 @@ fn a_sync_that_may_not_be_ends_the_link() {
 }
 
 #[test]
+fn bytes_without_a_message_are_a_sign_of_life() {
+    let mut agent = agent(&[]);
+    let link = accepted(&mut agent, 2);
+    let is_closed =
+        |agent: &mut Agent| drain(agent).iter().any(|output| matches!(output, Output::CloseLink { .. }));
+    for second in 1..=60 {
+        agent.handle_link_heard(link, moment(second * 1_000));
+        agent.handle_tick(moment(second * 1_000));
+        assert!(!is_closed(&mut agent), "at {second} s");
+    }
+    agent.handle_tick(moment(89_999));
+    assert!(!is_closed(&mut agent));
+    agent.handle_tick(moment(90_000));
+    assert!(is_closed(&mut agent));
+    agent.handle_link_heard(link, moment(90_001));
+}
+
+#[test]
 fn messages_out_of_turn_end_the_link() {
     let hello = LinkMessage::Hello(Hello {
         versions: VERSIONS,
