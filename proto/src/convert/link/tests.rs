@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
-use p2p_common::addr::{Candidate, CandidateKind, NetInfo};
+use p2p_common::addr::{Candidate, CandidateKind, HostPort, NetInfo};
 use p2p_common::push::PeerReport;
 use p2p_common::service::{SERVICES_PER_PEER_MAX, ServiceOffer, ServiceState, Visibility};
+use p2p_common::wire::link::LIST_BYTES_MAX;
 use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{ClusterId, Epoch, Incarnation, NodeId};
 use proptest::prelude::*;
@@ -118,6 +119,41 @@ fn bounds_hold_both_ways() {
         panic!("not a refusal");
     };
     assert_eq!(text.len(), REFUSED_TEXT_MAX_BYTES);
+}
+
+#[test]
+fn a_list_that_is_cut_by_its_estimate_fits_into_a_frame() {
+    let named = |name: String, host: &str, visibility: Visibility| ServiceOffer {
+        backend: format!("{host}:65535").parse().unwrap(),
+        ..offer(&name, visibility, ServiceState::Draining)
+    };
+    let (long, host) = ("n".repeat(248), "h".repeat(253));
+    for (prefix, host) in [(long.as_str(), host.as_str()), ("", "h")] {
+        let ids = Visibility::Ids(vec![peer(2)]);
+        let own = (0..SERVICES_PER_PEER_MAX).map(|n| named(format!("{prefix}{n:05}"), host, ids.clone()));
+        let services: Vec<ServiceOffer> = own.collect();
+        let mut bytes: usize = services.iter().map(ServiceOffer::estimated_bytes).sum();
+        let carried = (0..TRANSIT_MAX).map(|n| TransitService {
+            offer: named(format!("{prefix}{:05}", 10_000 + n), host, Visibility::Cluster),
+            source: peer(3),
+        });
+        let fits = carried.take_while(|service| {
+            bytes += service.estimated_bytes();
+            bytes <= LIST_BYTES_MAX
+        });
+        let addr: HostPort = format!("{}:65535", "h".repeat(253)).parse().unwrap();
+        let candidate = Candidate { kind: CandidateKind::Advertised, addr };
+        let report = PeerReport {
+            seq: u64::MAX,
+            name: "n".repeat(128),
+            zone: "z".repeat(128),
+            net: NetInfo { listen: None, candidates: vec![candidate; NetInfo::CANDIDATES_MAX] },
+            services,
+        };
+        let list = ServiceList { report: Arc::new(report), transit: fits.collect() };
+        let message = LinkMessage::Sync(list);
+        assert_eq!(decode_link(&mut framed(std::slice::from_ref(&message))), Ok(Some(message)));
+    }
 }
 
 #[test]
