@@ -62,6 +62,19 @@ pub(super) struct NotAccepted {
     pub(super) elsewhere: bool,
 }
 
+/// One owner, while its verdict is waited for.
+struct Asking<'a> {
+    forwarder: &'a Forwarder,
+    owner: NodeId,
+    /// The run that was asked first.
+    incarnation: Incarnation,
+    first: Option<Ask>,
+    second: Second<'a>,
+    /// A client byte has left on a tunnel that is gone.
+    left: bool,
+    verdict_by: Instant,
+}
+
 /// One tunnel on which the owner was asked.
 struct Ask {
     lease: Lease,
@@ -77,16 +90,22 @@ enum Second<'a> {
     Over,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nth {
+    First,
+    Second,
+}
+
 enum Event {
     Verdict(Nth, Result<(), TunnelError>),
     Opened(Result<Lease, PoolError>),
     Due,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Nth {
-    First,
-    Second,
+/// What follows from an event.
+enum Step {
+    Wait,
+    Decided(Result<Accepted, NotAccepted>),
 }
 
 impl Forwarder {
@@ -117,153 +136,182 @@ impl Forwarder {
     async fn verdict(
         &self,
         owner: NodeId,
-        lease: Lease,
+        mut lease: Lease,
         request: &mut Request<'_>,
     ) -> Result<Accepted, NotAccepted> {
-        let asked_at = Instant::now();
-        let verdict_by = request.deadline.min(asked_at + VERDICT_TIMEOUT);
+        let now = Instant::now();
         let received_within = (lease.rtt() * RECEIVED_TIMEOUT_RTTS).max(RECEIVED_TIMEOUT_MIN);
-        let mut first = Some(Ask::begin(lease, request));
-        let mut second = Second::NotNeeded;
-        let incarnation = first.as_mut().map(Ask::incarnation);
-        // Any client byte has left towards the owner.
-        let mut left = false;
-        let due = tokio::time::sleep_until(verdict_by.min(asked_at + received_within));
+        let verdict_by = request.deadline.min(now + VERDICT_TIMEOUT);
+        let mut asking = Asking {
+            forwarder: self,
+            owner,
+            incarnation: lease.tunnel().incarnation(),
+            first: Some(Ask::begin(lease, request)),
+            second: Second::NotNeeded,
+            left: false,
+            verdict_by,
+        };
+        // Not on the timer's books unless it is waited for.
+        let due = tokio::time::sleep_until(verdict_by.min(now + received_within));
         tokio::pin!(due);
         loop {
-            let event = poll_fn(|cx| {
-                if let Some(ask) = &mut first
-                    && let Poll::Ready(verdict) = ask.poll(cx, request)
-                {
-                    return Poll::Ready(Event::Verdict(Nth::First, verdict));
-                }
-                match &mut second {
-                    Second::Opening(opening) => {
-                        if let Poll::Ready(opened) = opening.as_mut().poll(cx) {
-                            return Poll::Ready(Event::Opened(opened));
-                        }
-                    }
-                    Second::Asked(ask) => {
-                        if let Poll::Ready(verdict) = ask.poll(cx, request) {
-                            return Poll::Ready(Event::Verdict(Nth::Second, verdict));
-                        }
-                    }
-                    Second::NotNeeded | Second::Over => {}
-                }
-                due.as_mut().poll(cx).map(|()| Event::Due)
-            })
-            .await;
-            let lost = match event {
-                Event::Verdict(nth, verdict) => {
-                    let (ask, other) = match nth {
-                        Nth::First => (first.take(), second.take_asked()),
-                        Nth::Second => (second.take_asked(), first.take()),
-                    };
-                    let ask = ask.expect("it has just answered");
-                    left |= ask.sent > 0;
-                    match verdict {
-                        Ok(()) => {
-                            self.forwards.count_answer(Answer::Accepted);
-                            if let Some(other) = other {
-                                other.lease.abort();
-                            }
-                            return Ok(Accepted { lease: ask.lease, sent: ask.sent });
-                        }
-                        Err(TunnelError::Refused { code, text }) => {
-                            self.forwards.count_answer(match code {
-                                ErrorCode::AlreadyRuns => Answer::Unexpected,
-                                _ => Answer::Refused,
-                            });
-                            tokio::spawn(ask.lease.retire());
-                            let refused = TunnelError::Refused { code, text };
-                            match other {
-                                // The word on the forward comes on the other tunnel.
-                                Some(other) if code == ErrorCode::AlreadyRuns => {
-                                    debug!(self.log, "forward came twice"; "proxy_id" => %request.proxy_id,
-                                        "peer_id" => owner);
-                                    match nth {
-                                        Nth::First => second = Second::Asked(other),
-                                        Nth::Second => (first, second) = (Some(other), Second::Over),
-                                    }
-                                    continue;
-                                }
-                                other => {
-                                    // An owner that cannot remember may take the other FORWARD up later.
-                                    let certain = other.is_none() || code != ErrorCode::Exhausted;
-                                    if let Some(other) = other {
-                                        other.lease.abort();
-                                    }
-                                    let elsewhere = certain && another_may_do_better(code);
-                                    return Err(NotAccepted { error: refused.into(), elsewhere });
-                                }
-                            }
-                        }
-                        Err(error) => {
-                            self.forwards.count_answer(match error {
-                                TunnelError::OtherForward { .. } => Answer::Unexpected,
-                                _ => Answer::Lost,
-                            });
-                            debug!(self.log, "tunnel lost before the verdict";
-                                "proxy_id" => %request.proxy_id, "peer_id" => owner, "error" => %error);
-                            match (nth, other) {
-                                (Nth::First, Some(other)) => second = Second::Asked(other),
-                                (Nth::Second, other) => (first, second) = (other, Second::Over),
-                                (Nth::First, None) => {}
-                            }
-                            OpenError::Tunnel(error)
-                        }
-                    }
-                }
-                Event::Opened(Ok(mut lease)) => {
-                    if left_behind(&first, left) && incarnation != Some(lease.tunnel().incarnation()) {
-                        lease.give_back();
-                        second = Second::Over;
-                        OpenError::Restarted(owner)
-                    } else {
-                        second = Second::Asked(Ask::begin(lease, request));
-                        continue;
-                    }
-                }
-                Event::Opened(Err(error)) => {
-                    second = Second::Over;
-                    OpenError::Owner(error)
-                }
-                Event::Due => {
-                    let silent = first.as_mut().is_some_and(|ask| !ask.lease.tunnel().is_received());
-                    if Instant::now() >= verdict_by {
-                        self.forwards.count_answer(Answer::TimedOut);
-                        for ask in first.into_iter().chain(second.take_asked()) {
-                            left |= ask.sent > 0;
-                            ask.lease.abort();
-                        }
-                        return Err(NotAccepted { error: OpenError::TimedOut, elsewhere: !left });
-                    }
-                    due.as_mut().reset(verdict_by);
-                    if silent && matches!(second, Second::NotNeeded) {
-                        self.forwards.count_answer(Answer::TimedOut);
-                        debug!(self.log, "forward not heard of"; "proxy_id" => %request.proxy_id,
-                            "peer_id" => owner);
-                        second = self.open_second(owner, verdict_by);
-                    }
-                    continue;
-                }
+            let event = poll_fn(|cx| match asking.poll(cx, request) {
+                Poll::Pending => due.as_mut().poll(cx).map(|()| Event::Due),
+                event => event,
+            });
+            let step = match event.await {
+                Event::Verdict(nth, verdict) => asking.on_verdict(nth, verdict, request),
+                Event::Opened(opened) => asking.on_opened(opened, request),
+                Event::Due => asking.on_due(request),
             };
-            // One way less. Is there another?
-            match &second {
-                Second::NotNeeded => {
-                    due.as_mut().reset(verdict_by);
-                    second = self.open_second(owner, verdict_by);
+            match step {
+                Step::Decided(verdict) => return verdict,
+                Step::Wait => due.as_mut().reset(verdict_by),
+            }
+        }
+    }
+}
+
+impl<'a> Asking<'a> {
+    /// Ready with what a tunnel brings.
+    fn poll(&mut self, cx: &mut Context<'_>, request: &mut Request<'_>) -> Poll<Event> {
+        if let Some(ask) = &mut self.first
+            && let Poll::Ready(verdict) = ask.poll(cx, request)
+        {
+            return Poll::Ready(Event::Verdict(Nth::First, verdict));
+        }
+        match &mut self.second {
+            Second::Opening(opening) => opening.as_mut().poll(cx).map(Event::Opened),
+            Second::Asked(ask) => ask.poll(cx, request).map(|verdict| Event::Verdict(Nth::Second, verdict)),
+            Second::NotNeeded | Second::Over => Poll::Pending,
+        }
+    }
+
+    fn on_verdict(&mut self, nth: Nth, verdict: Result<(), TunnelError>, request: &Request<'_>) -> Step {
+        let ask = self.take(nth).expect("it has just answered");
+        self.left |= ask.sent > 0;
+        let forwards = &self.forwarder.forwards;
+        match verdict {
+            Ok(()) => {
+                forwards.count_answer(Answer::Accepted);
+                if let Some(other) = self.take(nth.other()) {
+                    other.lease.abort();
                 }
-                Second::Over if first.is_none() => {
-                    return Err(NotAccepted { error: lost, elsewhere: !left });
-                }
-                Second::Opening(_) | Second::Asked(_) | Second::Over => {}
+                Step::Decided(Ok(Accepted { lease: ask.lease, sent: ask.sent }))
+            }
+            Err(TunnelError::Refused { code, text }) => {
+                // The tunnel is sound; only this forward is not.
+                tokio::spawn(ask.lease.retire());
+                self.on_refused(nth, code, text, request)
+            }
+            Err(error) => {
+                forwards.count_answer(match error {
+                    TunnelError::OtherForward { .. } => Answer::Unexpected,
+                    _ => Answer::Lost,
+                });
+                debug!(self.forwarder.log, "tunnel lost before the verdict"; "proxy_id" => %request.proxy_id,
+                    "peer_id" => self.owner, "error" => %error);
+                self.on_lost(error.into())
             }
         }
     }
 
-    fn open_second(&self, owner: NodeId, deadline: Instant) -> Second<'_> {
-        Second::Opening(Box::pin(self.pool.take_fresh(owner, deadline)))
+    fn on_refused(&mut self, nth: Nth, code: ErrorCode, text: String, request: &Request<'_>) -> Step {
+        let again = code == ErrorCode::AlreadyRuns;
+        let answer = if again { Answer::Unexpected } else { Answer::Refused };
+        self.forwarder.forwards.count_answer(answer);
+        let other = self.take(nth.other());
+        let was_asked_twice = other.is_some();
+        match other {
+            // The word on the forward comes on the other tunnel.
+            Some(other) if again => {
+                debug!(self.forwarder.log, "forward came twice"; "proxy_id" => %request.proxy_id,
+                    "peer_id" => self.owner);
+                self.put(nth.other(), other);
+                return Step::Wait;
+            }
+            Some(other) => other.lease.abort(),
+            None => {}
+        }
+        // An owner that cannot remember may take the other FORWARD up later.
+        let certain = !was_asked_twice || code != ErrorCode::Exhausted;
+        let elsewhere = certain && another_may_do_better(code);
+        Step::Decided(Err(NotAccepted { error: TunnelError::Refused { code, text }.into(), elsewhere }))
+    }
+
+    fn on_opened(&mut self, opened: Result<Lease, PoolError>, request: &Request<'_>) -> Step {
+        self.second = Second::Over;
+        let mut lease = match opened {
+            Ok(lease) => lease,
+            Err(error) => return self.on_lost(error.into()),
+        };
+        let left = self.left || self.first.as_ref().is_some_and(|ask| ask.sent > 0);
+        if left && lease.tunnel().incarnation() != self.incarnation {
+            lease.give_back();
+            return self.on_lost(OpenError::Restarted(self.owner));
+        }
+        self.second = Second::Asked(Ask::begin(lease, request));
+        Step::Wait
+    }
+
+    fn on_due(&mut self, request: &Request<'_>) -> Step {
+        let forwards = &self.forwarder.forwards;
+        if Instant::now() >= self.verdict_by {
+            forwards.count_answer(Answer::TimedOut);
+            for ask in [self.take(Nth::First), self.take(Nth::Second)].into_iter().flatten() {
+                self.left |= ask.sent > 0;
+                ask.lease.abort();
+            }
+            return Step::Decided(Err(NotAccepted { error: OpenError::TimedOut, elsewhere: !self.left }));
+        }
+        let silent = self.first.as_mut().is_some_and(|ask| !ask.lease.tunnel().is_received());
+        if silent && matches!(self.second, Second::NotNeeded) {
+            forwards.count_answer(Answer::TimedOut);
+            debug!(self.forwarder.log, "forward not heard of"; "proxy_id" => %request.proxy_id,
+                "peer_id" => self.owner);
+            self.open_second();
+        }
+        Step::Wait
+    }
+
+    /// One way less. Is there another?
+    fn on_lost(&mut self, error: OpenError) -> Step {
+        match &self.second {
+            Second::NotNeeded => self.open_second(),
+            Second::Over if self.first.is_none() => {
+                return Step::Decided(Err(NotAccepted { error, elsewhere: !self.left }));
+            }
+            Second::Opening(_) | Second::Asked(_) | Second::Over => {}
+        }
+        Step::Wait
+    }
+
+    fn open_second(&mut self) {
+        let fresh = self.forwarder.pool.take_fresh(self.owner, self.verdict_by);
+        self.second = Second::Opening(Box::pin(fresh));
+    }
+
+    fn take(&mut self, nth: Nth) -> Option<Ask> {
+        match nth {
+            Nth::First => self.first.take(),
+            Nth::Second => self.second.take_asked(),
+        }
+    }
+
+    fn put(&mut self, nth: Nth, ask: Ask) {
+        match nth {
+            Nth::First => self.first = Some(ask),
+            Nth::Second => self.second = Second::Asked(ask),
+        }
+    }
+}
+
+impl Nth {
+    fn other(self) -> Self {
+        match self {
+            Nth::First => Nth::Second,
+            Nth::Second => Nth::First,
+        }
     }
 }
 
@@ -271,10 +319,6 @@ impl Ask {
     fn begin(mut lease: Lease, request: &Request<'_>) -> Self {
         lease.tunnel().begin(request.proxy_id, request.service);
         Ask { lease, sent: 0, flushed: false }
-    }
-
-    fn incarnation(&mut self) -> Incarnation {
-        self.lease.tunnel().incarnation()
     }
 
     /// Gets FORWARD and the first bytes on their way; ready with the verdict.
@@ -323,10 +367,6 @@ impl Second<'_> {
             }
         }
     }
-}
-
-fn left_behind(first: &Option<Ask>, left: bool) -> bool {
-    left || first.as_ref().is_some_and(|ask| ask.sent > 0)
 }
 
 /// Whether a refusal is about this owner rather than about the caller or the request.
