@@ -36,7 +36,8 @@ pub use h2c::{
 pub use health::{CHECK_EVERY, CHECKS_MAX, CheckJob, CheckToken, Checked, FAILURES_MAX, Health, NotOwn};
 pub use links::{DialFailure, Link, Mesh, Opened, TRIED_MAX, Traffic, Tried};
 pub use mesh::{
-    ACCEPTED_MAX, ACCEPTED_PER_PEER_MAX, LinkOpened, LinkSettings, LinkToken, MeshLinkStatus, REGISTER_EVERY,
+    ACCEPTED_MAX, ACCEPTED_PER_PEER_MAX, LinkEnding, LinkOpened, LinkSettings, LinkSide, LinkToken,
+    MeshCounts, MeshLinkStatus, REGISTER_EVERY,
 };
 pub use moment::Moment;
 pub use netinfo::{InterfaceAddr, NetSources, Scope};

@@ -34,11 +34,13 @@
 //!
 //! Owner: the agent. Source: SPEC F1-F3, P5.
 
+mod counts;
 mod listed;
 mod shown;
 mod slot;
 mod status;
 
+pub use counts::{LinkEnding, LinkSide, MeshCounts};
 pub use status::MeshLinkStatus;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,6 +158,7 @@ pub(crate) struct MeshLinks {
     peers: BTreeMap<NodeId, LinkedPeer>,
     shown: Shown,
     last_token: u64,
+    counts: MeshCounts,
 }
 
 /// An attempt, or a connection that was taken and has not said who it is.
@@ -175,6 +178,8 @@ struct OpenLink {
     address: String,
     last_sent: Now,
     last_heard: Now,
+    /// How many heartbeats of the other side are missing since then.
+    missed: u64,
     /// When the last REGISTER was sent, or, if accepted, received.
     registered: Option<Now>,
 }
@@ -215,6 +220,7 @@ impl MeshLinks {
             peers: BTreeMap::new(),
             shown,
             last_token: 0,
+            counts: MeshCounts::default(),
         }
     }
 
@@ -264,7 +270,8 @@ impl MeshLinks {
         for link in late {
             let reason = format!("not open within {} s", OPEN_WITHIN.as_secs());
             effects.push(MeshEffect::Close { link, reason: reason.clone() });
-            self.on_over(link, &reason, at, &mut effects);
+            // It never was open: how it ended is of no matter.
+            self.on_over(link, (&reason, LinkEnding::Lost), at, &mut effects);
         }
         let links: Vec<LinkToken> = self.open.keys().copied().collect();
         for link in links {
@@ -273,6 +280,7 @@ impl MeshLinks {
         let lapsed: Vec<NodeId> =
             self.lapses().filter(|(_, due)| *due <= at.now).map(|(peer, _)| peer).collect();
         for peer in lapsed {
+            self.counts.offline += 1;
             self.forget(peer, at, &mut effects);
         }
         for slot in 0..self.slots.len() {
@@ -291,6 +299,7 @@ impl MeshLinks {
         let pending = self.pending.values().filter(|pending| pending.slot.is_none()).count();
         let open = self.open.values().filter(|link| link.slot.is_none()).count();
         if pending + open >= ACCEPTED_MAX {
+            self.counts.failed[LinkSide::Accepted as usize] += 1;
             return None;
         }
         let link = self.new_token();
@@ -309,6 +318,7 @@ impl MeshLinks {
         let Some(Pending { slot, .. }) = self.pending.remove(&link) else { return Vec::new() };
         let mut effects = Vec::new();
         if let Err(reason) = self.check_opened(&opened, pinned) {
+            self.counts.failed[LinkSide::of(slot) as usize] += 1;
             if let Some(slot) = slot {
                 if opened.peer == self.me {
                     self.slots[slot].leave_out(&reason, at.unix);
@@ -319,6 +329,7 @@ impl MeshLinks {
             return vec![MeshEffect::Close { link, reason }];
         }
         let LinkOpened { peer, key_hash, incarnation, address } = opened;
+        self.counts.opened[LinkSide::of(slot) as usize] += 1;
         self.make_room(peer, incarnation, slot.is_none(), at, &mut effects);
         let source = address.parse::<SocketAddr>().ok().map(|source| source.ip().to_canonical());
         self.open.insert(
@@ -331,6 +342,7 @@ impl MeshLinks {
                 address,
                 last_sent: at.now,
                 last_heard: at.now,
+                missed: 0,
                 registered: None,
             },
         );
@@ -357,14 +369,16 @@ impl MeshLinks {
     /// Nothing came of `link`.
     pub(crate) fn handle_failed(&mut self, link: LinkToken, error: &str, at: Moment) -> Vec<MeshEffect> {
         let mut effects = Vec::new();
-        self.on_over(link, error, at, &mut effects);
+        self.on_over(link, (error, LinkEnding::Lost), at, &mut effects);
         effects
     }
 
     /// Bytes came over `link`.
     pub(crate) fn handle_heard(&mut self, link: LinkToken, now: Now) {
         let Some(open) = self.open.get_mut(&link) else { return };
+        self.counts.heartbeats_missed += open.newly_missed(now, &self.settings);
         open.last_heard = now;
+        open.missed = 0;
         if let Some(known) = self.peers.get_mut(&open.peer) {
             known.last_heard = now;
         }
@@ -386,8 +400,12 @@ impl MeshLinks {
             (LinkMessage::Register(list), None) => {
                 open.registered = Some(at.now);
                 let answer = match self.take(peer, incarnation, list, at, &mut effects) {
-                    Ok(count) => LinkMessage::Registered { count },
+                    Ok(count) => {
+                        self.counts.registers_taken += 1;
+                        LinkMessage::Registered { count }
+                    }
                     Err(error) => {
+                        self.counts.registers_turned_away += 1;
                         LinkMessage::Refused { code: ErrorCode::BadRequest, text: error.to_string() }
                     }
                 };
@@ -396,14 +414,22 @@ impl MeshLinks {
                 self.send(link, LinkMessage::Sync(list), at, &mut effects);
             }
             (LinkMessage::Sync(list), Some(_)) => {
+                self.counts.syncs_received += 1;
                 if let Err(error) = self.take(peer, incarnation, list, at, &mut effects) {
-                    self.close(link, format!("{peer} told what it may not: {error}"), at, &mut effects);
+                    self.close(
+                        link,
+                        (format!("{peer} told what it may not: {error}"), LinkEnding::Protocol),
+                        at,
+                        &mut effects,
+                    );
                 }
             }
             (LinkMessage::Registered { count }, Some(slot)) => {
+                self.counts.registers_accepted += 1;
                 self.slots[slot].reason = format!("connected; {count} services are known of this Peer there");
             }
             (LinkMessage::Refused { code, text }, Some(slot)) => {
+                self.counts.registers_refused += 1;
                 self.slots[slot].reason =
                     format!("connected, but services are refused there: {text} ({code})");
             }
@@ -415,7 +441,7 @@ impl MeshLinks {
             }
             (message, _) => {
                 let reason = format!("{peer} sent {} out of turn", name_of(&message));
-                self.close(link, reason, at, &mut effects);
+                self.close(link, (reason, LinkEnding::Protocol), at, &mut effects);
             }
         }
         effects
@@ -424,7 +450,7 @@ impl MeshLinks {
     /// `link` has ended.
     pub(crate) fn handle_closed(&mut self, link: LinkToken, reason: &str, at: Moment) -> Vec<MeshEffect> {
         let mut effects = Vec::new();
-        self.on_over(link, reason, at, &mut effects);
+        self.on_over(link, (reason, LinkEnding::Lost), at, &mut effects);
         effects
     }
 
@@ -447,7 +473,7 @@ impl MeshLinks {
             let links: Vec<LinkToken> = self.links_of(peer).map(|(link, _)| link).collect();
             for link in links {
                 let reason = format!("{peer} has another key by now, as Servers say");
-                self.close(link, reason, at, &mut effects);
+                self.close(link, (reason, LinkEnding::OtherKey), at, &mut effects);
             }
             self.forget(peer, at, &mut effects);
         }
@@ -500,13 +526,15 @@ impl MeshLinks {
             .map(|(link, _)| link)
             .collect();
         for link in older {
-            self.close(link, format!("a newer run of {peer} is linked"), at, effects);
+            let reason = format!("a newer run of {peer} is linked");
+            self.close(link, (reason, LinkEnding::Replaced), at, effects);
         }
         let accepted_links = || self.links_of(peer).filter(|(_, link)| link.slot.is_none());
         if accepted && accepted_links().count() >= ACCEPTED_PER_PEER_MAX {
             let silent = accepted_links().min_by_key(|(_, link)| link.last_heard).map(|(link, _)| link);
             if let Some(link) = silent {
-                self.close(link, format!("{peer} opened more than {ACCEPTED_PER_PEER_MAX}"), at, effects);
+                let reason = format!("{peer} opened more than {ACCEPTED_PER_PEER_MAX}");
+                self.close(link, (reason, LinkEnding::Replaced), at, effects);
             }
         }
     }
@@ -520,12 +548,14 @@ impl MeshLinks {
 
     /// Ends `link` if it is silent, else says what is due on it.
     fn keep(&mut self, link: LinkToken, at: Moment, effects: &mut Vec<MeshEffect>) {
-        let Some(open) = self.open.get(&link).filter(|open| open.due(&self.settings) <= at.now) else {
+        let Some(open) = self.open.get_mut(&link) else { return };
+        self.counts.heartbeats_missed += open.newly_missed(at.now, &self.settings);
+        if open.due(&self.settings) > at.now {
             return;
-        };
+        }
         if at.now >= open.last_heard + self.settings.offline_after {
             let reason = format!("nothing heard for {} s", self.settings.offline_after.as_secs());
-            self.close(link, reason, at, effects);
+            self.close(link, (reason, LinkEnding::Silent), at, effects);
         } else if open.slot.is_some() && open.registered.is_none_or(|last| at.now >= last + REGISTER_EVERY) {
             self.register(link, at, effects);
         } else {
@@ -543,20 +573,43 @@ impl MeshLinks {
 
     fn send(&mut self, link: LinkToken, message: LinkMessage, at: Moment, effects: &mut Vec<MeshEffect>) {
         if let Some(open) = self.open.get_mut(&link) {
+            match &message {
+                LinkMessage::Register(_) => self.counts.registers_sent += 1,
+                LinkMessage::Sync(_) => self.counts.syncs_sent += 1,
+                LinkMessage::Heartbeat => self.counts.heartbeats_sent += 1,
+                _ => {}
+            }
             open.last_sent = at.now;
             effects.push(MeshEffect::Send { link, message });
         }
     }
 
-    fn close(&mut self, link: LinkToken, reason: String, at: Moment, effects: &mut Vec<MeshEffect>) {
+    fn close(
+        &mut self,
+        link: LinkToken,
+        (reason, ending): (String, LinkEnding),
+        at: Moment,
+        effects: &mut Vec<MeshEffect>,
+    ) {
         effects.push(MeshEffect::Close { link, reason: reason.clone() });
-        self.on_over(link, &reason, at, effects);
+        self.on_over(link, (&reason, ending), at, effects);
     }
 
     /// `link` is no more, however that came.
-    fn on_over(&mut self, link: LinkToken, reason: &str, at: Moment, effects: &mut Vec<MeshEffect>) {
-        let open = self.open.remove(&link);
-        let slot = self.pending.remove(&link).map_or(open.as_ref().and_then(|open| open.slot), |of| of.slot);
+    fn on_over(
+        &mut self,
+        link: LinkToken,
+        (reason, ending): (&str, LinkEnding),
+        at: Moment,
+        effects: &mut Vec<MeshEffect>,
+    ) {
+        let (open, pending) = (self.open.remove(&link), self.pending.remove(&link));
+        match (&open, &pending) {
+            (Some(open), _) => self.counts.closed(LinkSide::of(open.slot), ending),
+            (None, Some(pending)) => self.counts.failed[LinkSide::of(pending.slot) as usize] += 1,
+            (None, None) => {}
+        }
+        let slot = pending.map_or(open.as_ref().and_then(|open| open.slot), |of| of.slot);
         if let Some(slot) = slot {
             match open {
                 Some(_) => self.slots[slot].on_closed(reason, &self.settings, at),
@@ -634,6 +687,16 @@ impl MeshLinks {
 }
 
 impl OpenLink {
+    /// How many heartbeats are missing that were not the last time. The first is late by its way to here.
+    fn newly_missed(&mut self, now: Now, settings: &LinkSettings) -> u64 {
+        let silent_ms = now.since(self.last_heard).as_millis();
+        let missed = silent_ms.checked_div(settings.heartbeat.as_millis()).unwrap_or(0).saturating_sub(1);
+        let missed = u64::try_from(missed).unwrap_or(u64::MAX);
+        let newly = missed.saturating_sub(self.missed);
+        self.missed += newly;
+        newly
+    }
+
     /// When something must be done about it.
     fn due(&self, settings: &LinkSettings) -> Now {
         let speak = self.last_sent + settings.heartbeat;

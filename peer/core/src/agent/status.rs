@@ -6,7 +6,7 @@ use p2p_common::{NodeId, NodeKind, UnixMs};
 
 use super::{Agent, AgentState};
 use crate::links::Link;
-use crate::mesh::MeshLinkStatus;
+use crate::mesh::{MeshCounts, MeshLinkStatus};
 
 /// Forwards of this Peer, both ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,6 +75,11 @@ impl Agent {
             peers: self.tables.peers().len(),
             forwards: self.forwards,
         }
+    }
+
+    /// What mesh links count, since the start.
+    pub fn mesh_counts(&self) -> MeshCounts {
+        self.mesh_links.counts()
     }
 
     fn server_status(&self) -> Vec<ServerStatus> {

@@ -3,7 +3,7 @@
 use p2p_common::addr::HostPort;
 use p2p_common::{NodeId, UnixMs};
 
-use super::MeshLinks;
+use super::{MeshCounts, MeshLinks};
 
 /// A mesh link, or a configured address that has none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,11 @@ pub struct MeshLinkStatus {
 }
 
 impl MeshLinks {
+    /// What is counted.
+    pub(crate) fn counts(&self) -> MeshCounts {
+        self.counts
+    }
+
     /// The configured addresses in their order, then the links others opened.
     pub(crate) fn status(&self) -> Vec<MeshLinkStatus> {
         let configured = self.slots.iter().map(|slot| MeshLinkStatus {

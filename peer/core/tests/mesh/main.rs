@@ -2,6 +2,7 @@
 
 mod bounds;
 mod chaos;
+mod counts;
 mod hostile;
 mod printed;
 mod servers;
