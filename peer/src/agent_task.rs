@@ -363,8 +363,12 @@ impl AgentTask {
     fn end_link(&mut self, link: LinkToken, reason: &str) -> bool {
         let Some(handle) = self.linked.remove(&link) else { return false };
         let peer = handle.peer.map(|id| id.to_string()).unwrap_or_default();
-        let address = handle.address.map(|address| address.to_string()).unwrap_or_default();
-        info!(self.log, "mesh link closed"; "peer_id" => peer, "address" => address, "reason" => reason);
+        match handle.address {
+            Some(address) => {
+                info!(self.log, "mesh link closed"; "peer_id" => peer, "address" => %address, "reason" => reason);
+            }
+            None => info!(self.log, "mesh link closed"; "peer_id" => peer, "reason" => reason),
+        }
         true
     }
 

@@ -10,6 +10,7 @@
 //! [`LAST_WORDS_TIMEOUT`]. Bounds: the queue of messages to send (full: the link is lost), a frame (1 MiB), the hellos
 //! (5 s). An operator wrote the addresses that are dialled here, so no rule is asked about them.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,7 +95,7 @@ enum LinkError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error("the connection broke: {0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
     #[error("the other side closed the link")]
     Closed,
     #[error(transparent)]
@@ -321,10 +322,13 @@ async fn next<S: AsyncRead>(
         return Ok(Some(message));
     }
     received.reserve(READ_BYTES);
-    if reader.read_buf(received).await? == 0 {
-        return Err(LinkError::Closed);
+    match reader.read_buf(received).await {
+        Ok(0) => Err(LinkError::Closed),
+        // A process that died says no more than that in TLS.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(LinkError::Closed),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(None),
     }
-    Ok(None)
 }
 
 /// Sends what the agent hands in, to the last; then says that nothing more comes.

@@ -168,8 +168,10 @@ impl Pool {
         let slot = Arc::clone(&remote.in_use).try_acquire_owned();
         let slot = slot.map_err(|_| PoolError::Exhausted { id, max: self.shared.limits.per_remote })?;
         let dial = async {
-            if self.shared.is_asked(id) {
-                return self.shared.ask_or_take(&remote, true).await;
+            if self.shared.is_asked(id)
+                && let Some(direct) = self.shared.ask_or_take(&remote, true).await?
+            {
+                return Ok(direct);
             }
             let _permit = self.shared.dials.acquire().await.expect("the semaphore is never closed");
             let dialled = self.shared.dial(&remote).await;
@@ -360,8 +362,10 @@ impl Shared {
 
     /// Dials, unless a tunnel comes back first.
     async fn dial_or_take(&self, remote: &Arc<Remote>) -> Result<DirectTunnel, PoolError> {
-        if self.is_asked(remote.id) {
-            return self.ask_or_take(remote, false).await;
+        if self.is_asked(remote.id)
+            && let Some(direct) = self.ask_or_take(remote, false).await?
+        {
+            return Ok(direct);
         }
         let dial = async {
             let _permit = self.dials.acquire().await.expect("the semaphore is never closed");

@@ -15,7 +15,7 @@ use std::time::Duration;
 use p2p_common::NodeId;
 use p2p_common::link::PathKind;
 use p2p_common::wire::link::TUNNELS_ASKED_MAX;
-use p2p_peer_core::{Opened, Reach};
+use p2p_peer_core::Opened;
 use slog::{debug, info};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,8 +29,10 @@ use crate::tunnel::{DirectTunnel, TunnelError};
 /// What was asked for comes within this, or not at all: the other side gives each dial 5 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who waits looks this often whether to ask again.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// Longer than a dial takes on most paths: what has not come by then is asked for again, in case it never comes.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// Who asks may be known to the asked one a little later: the same link brings both.
+const NEWS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why an offered tunnel is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -64,9 +66,9 @@ impl Asked {
         self.0.pop_front().is_some()
     }
 
-    fn len(&mut self, now: Instant) -> usize {
-        self.forget_old(now);
-        self.0.len()
+    /// How many can be counted on.
+    fn expected(&self, now: Instant) -> usize {
+        self.0.iter().filter(|at| now.duration_since(**at) < ASK_AGAIN).count()
     }
 }
 
@@ -140,7 +142,7 @@ impl Shared {
         let now = Instant::now();
         let more = {
             let mut asked = lock(&remote.asked);
-            let missing = count.saturating_sub(asked.len(now));
+            let missing = count.saturating_sub(asked.expected(now));
             (0..missing).take_while(|_| asked.push(now)).count() as u32
         };
         if more > 0 {
@@ -156,13 +158,15 @@ impl Shared {
 
     /// A tunnel that is brought, or one that comes back first; with `fresh` only one that is opened from now on.
     ///
+    /// None when it is to be dialled by now.
+    ///
     /// # Errors
     /// When there is no link any more over which it could be asked.
     pub(super) async fn ask_or_take(
         &self,
         remote: &Arc<Remote>,
         fresh: bool,
-    ) -> Result<DirectTunnel, PoolError> {
+    ) -> Result<Option<DirectTunnel>, PoolError> {
         let newer_than = fresh.then(Instant::now);
         let waiting = Waiting::new(remote);
         let mut changes = self.views.changes();
@@ -176,9 +180,12 @@ impl Shared {
                 returned.as_mut().enable();
             }
             if let Some(direct) = self.take_idle(remote, newer_than).await {
-                return Ok(direct);
+                return Ok(Some(direct));
             }
             changes.mark_unchanged();
+            if !self.is_asked(remote.id) {
+                return Ok(None);
+            }
             if !self.hears(remote.id) {
                 return Err(PoolError::Unlinked(remote.id));
             }
@@ -188,18 +195,21 @@ impl Shared {
                 () = returned, if !fresh => {}
                 // An error would be the end of this process.
                 _ = changes.changed() => {}
-                // An ask that was not answered is given up at some time, and then made again.
-                () = tokio::time::sleep(ASK_INTERVAL) => {}
+                () = tokio::time::sleep(ASK_AGAIN) => {}
             }
         }
     }
 
     /// Whether there is a link over which `id` can be asked.
     fn hears(&self, id: NodeId) -> bool {
-        self.views.tables().peer(id).is_some_and(|known| known.connected && known.reach == Reach::Ask)
+        self.views.tables().peer(id).is_some_and(|known| known.connected)
     }
 
     async fn offer(self: &Arc<Self>, id: NodeId, owner: Owner, stop: CancellationToken) {
+        let mut changes = self.views.changes();
+        let known = changes.wait_for(|_| self.views.tables().peer(id).is_some());
+        // Unknown for longer: the dial says so.
+        let _ = tokio::time::timeout(NEWS_TIMEOUT, known).await;
         let remote = self.remote(id);
         let Some(counted) = self.count_accepted(&remote) else { return };
         let dialled = {
