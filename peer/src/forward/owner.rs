@@ -29,6 +29,12 @@ const DISCARD_MAX_BYTES: usize = 1 << 20;
 /// an ingress that hears nothing wonders.
 const HOLD: Duration = Duration::from_millis(2);
 
+/// How long a Peer that stops refuses what is asked before it closes its tunnels. Its Servers and linked Peers know at
+/// once, and theirs within a round trip or two.
+const SEND_AWAY_TIME: Duration = Duration::from_millis(500);
+/// The answer to a FORWARD that came twice.
+const TAKEN_UP: (ErrorCode, &str) = (ErrorCode::AlreadyRuns, "its owner has taken the forward up already");
+
 /// What serving tunnels needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Owner {
@@ -45,7 +51,8 @@ struct Refusal {
 }
 
 impl Owner {
-    /// Serves `caller`'s FORWARDs until it closes the tunnel, or until `drain` is cancelled between two.
+    /// Serves `caller`'s FORWARDs until it closes the tunnel, or until `drain` is cancelled between two: then those
+    /// that still come are refused for a moment.
     ///
     /// # Errors
     /// When the tunnel breaks. A backend that breaks breaks the tunnel of its forward as well: that is how the
@@ -63,7 +70,7 @@ impl Owner {
         loop {
             let next = tokio::select! {
                 next = tunnel.next_forward() => next?,
-                () = drain.cancelled() => return Ok(()),
+                () = drain.cancelled() => return self.send_away(&mut tunnel, &recent).await,
             };
             let Some((proxy_id, service)) = next else { return Ok(()) };
             tunnel.received(proxy_id);
@@ -84,6 +91,25 @@ impl Owner {
                 "peer_id" => caller, "code" => code.as_str(), "error" => &text);
             tunnel.refuse(proxy_id, code, text, DISCARD_MAX_BYTES).await?;
         }
+    }
+
+    /// This Peer stops: what is asked until the others have heard of it goes elsewhere. A tunnel that was just closed
+    /// would leave an ingress in doubt about what it had sent on it.
+    async fn send_away<S>(&self, tunnel: &mut Tunnel<S>, recent: &Recent) -> Result<(), TunnelError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let until = Instant::now() + SEND_AWAY_TIME;
+        while let Ok(next) = tokio::time::timeout_at(until, tunnel.next_forward()).await {
+            let Some((proxy_id, _)) = next? else { break };
+            tunnel.received(proxy_id);
+            let (code, text) = match recent.take_up(proxy_id, Instant::now()) {
+                TakeUp::New | TakeUp::Full => (ErrorCode::Draining, "its owner is stopping"),
+                TakeUp::Again => TAKEN_UP,
+            };
+            tunnel.refuse(proxy_id, code, text.to_owned(), DISCARD_MAX_BYTES).await?;
+        }
+        Ok(())
     }
 
     /// Opens the way to the service; RECEIVED leaves when that takes its time.
@@ -120,7 +146,7 @@ impl Owner {
                 .forwards
                 .serve(proxy_id, service.clone(), caller)
                 .ok_or((ErrorCode::Exhausted, "its owner carries as many forwards as it can")),
-            TakeUp::Again => Err((ErrorCode::AlreadyRuns, "its owner has taken the forward up already")),
+            TakeUp::Again => Err(TAKEN_UP),
             TakeUp::Full => Err((ErrorCode::Exhausted, "its owner takes no more forwards in this minute")),
         }
     }

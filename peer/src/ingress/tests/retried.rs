@@ -616,3 +616,44 @@ async fn tls_clients_that_are_refused_get_a_clean_close() {
     drop(client);
     nothing_left(&ingress, &owner).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_stops_costs_no_request() {
+    let world = World::new();
+    let addr = echo_backend("b").await;
+    let owners = [1, 2].map(|n| world.node(n, &service("web.example", addr), Bounds::default()));
+    let ingress = world.node(9, &[], Bounds::default());
+    for owner in &owners {
+        owner.learn(&[&ingress], 1);
+    }
+    ingress.learn(&owners.each_ref(), 1);
+    let (done, is_done) = watch::channel(false);
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let (listen, is_done) = (ingress.listen, is_done.clone());
+            tokio::spawn(async move {
+                let mut asked = 0;
+                while !*is_done.borrow() {
+                    let mut client = Client(BufReader::new(TcpStream::connect(listen).await.unwrap()));
+                    client.send(b"POST / HTTP/1.1\r\nHost: web.example\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody").await;
+                    let (status, body) = client.response().await;
+                    assert_eq!(status, 200, "{body}");
+                    asked += 1;
+                }
+                asked
+            })
+        })
+        .collect();
+    eventually("asked", || owners.iter().all(|owner| owner.forwards.counts().1 > 100)).await;
+    owners[0].stop.cancel();
+    // The news takes a while.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    ingress.learn(&[&owners[1]], 2);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    done.send_replace(true);
+    for client in clients {
+        assert!(within(client).await.unwrap() > 0);
+    }
+    let failed = ingress.records.all().iter().filter(|row| row["end"] != "done").count();
+    assert_eq!(failed, 0);
+}
