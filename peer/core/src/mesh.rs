@@ -34,7 +34,10 @@
 //!
 //! Owner: the agent. Source: SPEC F1-F3, P5.
 
+mod admit;
 mod counts;
+mod keep;
+mod linked;
 mod listed;
 mod shown;
 mod slot;
@@ -48,15 +51,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2p_common::addr::{CandidateKind, HostPort, NetInfo};
+use p2p_common::addr::{HostPort, NetInfo};
 use p2p_common::push::PeerEntry;
-use p2p_common::wire::link::{LinkMessage, ServiceList, TUNNELS_ASKED_MAX, TransitService};
-use p2p_common::{ErrorCode, Incarnation, KeyHash, NodeId, NodeKind, Now, UnixMs};
+use p2p_common::wire::link::{LinkMessage, TUNNELS_ASKED_MAX, TransitService};
+use p2p_common::{ErrorCode, Incarnation, KeyHash, NodeId, Now, UnixMs};
 
 pub(crate) use self::shown::Shown;
 use self::slot::Slot;
 use crate::moment::Moment;
-use crate::routes::Reach;
 use crate::services::OwnServices;
 
 /// So many links that others opened are taken.
@@ -134,19 +136,6 @@ pub(crate) enum MeshEffect {
     Changed(NodeId),
 }
 
-/// A Peer as its links show it.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Linked {
-    pub(crate) entry: Arc<PeerEntry>,
-    pub(crate) transit: Arc<[TransitService]>,
-    pub(crate) synced_at: UnixMs,
-    /// A link is open.
-    pub(crate) connected: bool,
-    /// [`Reach::Configured`] or [`Reach::Ask`].
-    pub(crate) reach: Reach,
-    pub(crate) address: Option<HostPort>,
-}
-
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct MeshLinks {
@@ -222,31 +211,6 @@ impl MeshLinks {
             last_token: 0,
             counts: MeshCounts::default(),
         }
-    }
-
-    /// What the links of `peer` show; none when it has not said anything, or is offline.
-    pub(crate) fn linked(&self, peer: NodeId) -> Option<Linked> {
-        let known = self.peers.get(&peer)?;
-        let listed = known.listed.as_ref()?;
-        let connected = !known.links.is_empty();
-        let dialled: Vec<HostPort> = if connected {
-            let slots = self.links_of(peer).filter_map(|(_, link)| link.slot);
-            slots.map(|slot| self.slots[slot].address.clone()).collect()
-        } else {
-            let led_here = self.slots.iter().filter(|slot| slot.peer == Some(peer));
-            led_here.map(|slot| slot.address.clone()).collect()
-        };
-        let address = dialled.first().cloned().or_else(|| known.address(&listed.entry.report.net));
-        let reach = if dialled.is_empty() { Reach::Ask } else { Reach::Configured(dialled) };
-        let Listed { entry, transit, synced_at } = listed;
-        Some(Linked {
-            entry: entry.clone(),
-            transit: transit.clone(),
-            synced_at: *synced_at,
-            connected,
-            reach,
-            address,
-        })
     }
 
     /// When [`MeshLinks::tick`] is due.
@@ -492,175 +456,11 @@ impl MeshLinks {
         self.shown.mark(now);
     }
 
-    /// Why a link is not taken, if it is not.
-    fn check_opened(&self, opened: &LinkOpened, pinned: Option<KeyHash>) -> Result<(), String> {
-        let peer = opened.peer;
-        if peer == self.me {
-            return Err("this Peer itself answers there".into());
-        }
-        if peer.kind() != NodeKind::Peer {
-            return Err(format!("{peer} is not a Peer"));
-        }
-        let linked = self.peers.get(&peer).map(|known| known.key_hash);
-        if let Some(key) = linked.into_iter().chain(pinned).find(|key| *key != opened.key_hash) {
-            return Err(format!("{peer} showed the key {}, it is known here with {key}", opened.key_hash));
-        }
-        if self.links_of(peer).any(|(_, link)| link.incarnation > opened.incarnation) {
-            return Err(format!("a newer run of {peer} is linked"));
-        }
-        Ok(())
-    }
-
-    /// Closes what a new link of `peer` replaces.
-    fn make_room(
-        &mut self,
-        peer: NodeId,
-        incarnation: Incarnation,
-        accepted: bool,
-        at: Moment,
-        effects: &mut Vec<MeshEffect>,
-    ) {
-        let older: Vec<LinkToken> = self
-            .links_of(peer)
-            .filter(|(_, link)| link.incarnation < incarnation)
-            .map(|(link, _)| link)
-            .collect();
-        for link in older {
-            let reason = format!("a newer run of {peer} is linked");
-            self.close(link, (reason, LinkEnding::Replaced), at, effects);
-        }
-        let accepted_links = || self.links_of(peer).filter(|(_, link)| link.slot.is_none());
-        if accepted && accepted_links().count() >= ACCEPTED_PER_PEER_MAX {
-            let silent = accepted_links().min_by_key(|(_, link)| link.last_heard).map(|(link, _)| link);
-            if let Some(link) = silent {
-                let reason = format!("{peer} opened more than {ACCEPTED_PER_PEER_MAX}");
-                self.close(link, (reason, LinkEnding::Replaced), at, effects);
-            }
-        }
-    }
-
     fn dial(&mut self, slot: usize, at: Moment, effects: &mut Vec<MeshEffect>) {
         let link = self.new_token();
         self.slots[slot].on_dialled(at.now);
         self.pending.insert(link, Pending { slot: Some(slot), until: at.now + OPEN_WITHIN });
         effects.push(MeshEffect::Dial { link, address: self.slots[slot].address.clone() });
-    }
-
-    /// Ends `link` if it is silent, else says what is due on it.
-    fn keep(&mut self, link: LinkToken, at: Moment, effects: &mut Vec<MeshEffect>) {
-        let Some(open) = self.open.get_mut(&link) else { return };
-        self.counts.heartbeats_missed += open.newly_missed(at.now, &self.settings);
-        if open.due(&self.settings) > at.now {
-            return;
-        }
-        if at.now >= open.last_heard + self.settings.offline_after {
-            let reason = format!("nothing heard for {} s", self.settings.offline_after.as_secs());
-            self.close(link, (reason, LinkEnding::Silent), at, effects);
-        } else if open.slot.is_some() && open.registered.is_none_or(|last| at.now >= last + REGISTER_EVERY) {
-            self.register(link, at, effects);
-        } else {
-            self.send(link, LinkMessage::Heartbeat, at, effects);
-        }
-    }
-
-    fn register(&mut self, link: LinkToken, at: Moment, effects: &mut Vec<MeshEffect>) {
-        let Some(open) = self.open.get_mut(&link) else { return };
-        open.registered = Some(at.now);
-        let peer = open.peer;
-        let list = self.list_for(peer);
-        self.send(link, LinkMessage::Register(list), at, effects);
-    }
-
-    fn send(&mut self, link: LinkToken, message: LinkMessage, at: Moment, effects: &mut Vec<MeshEffect>) {
-        if let Some(open) = self.open.get_mut(&link) {
-            match &message {
-                LinkMessage::Register(_) => self.counts.registers_sent += 1,
-                LinkMessage::Sync(_) => self.counts.syncs_sent += 1,
-                LinkMessage::Heartbeat => self.counts.heartbeats_sent += 1,
-                _ => {}
-            }
-            open.last_sent = at.now;
-            effects.push(MeshEffect::Send { link, message });
-        }
-    }
-
-    fn close(
-        &mut self,
-        link: LinkToken,
-        (reason, ending): (String, LinkEnding),
-        at: Moment,
-        effects: &mut Vec<MeshEffect>,
-    ) {
-        effects.push(MeshEffect::Close { link, reason: reason.clone() });
-        self.on_over(link, (&reason, ending), at, effects);
-    }
-
-    /// `link` is no more, however that came.
-    fn on_over(
-        &mut self,
-        link: LinkToken,
-        (reason, ending): (&str, LinkEnding),
-        at: Moment,
-        effects: &mut Vec<MeshEffect>,
-    ) {
-        let (open, pending) = (self.open.remove(&link), self.pending.remove(&link));
-        match (&open, &pending) {
-            (Some(open), _) => self.counts.closed(LinkSide::of(open.slot), ending),
-            (None, Some(pending)) => self.counts.failed[LinkSide::of(pending.slot) as usize] += 1,
-            (None, None) => {}
-        }
-        let slot = pending.map_or(open.as_ref().and_then(|open| open.slot), |of| of.slot);
-        if let Some(slot) = slot {
-            match open {
-                Some(_) => self.slots[slot].on_closed(reason, &self.settings, at),
-                None => self.slots[slot].on_failed(reason, &self.settings, at),
-            }
-        }
-        if let Some(open) = open {
-            if let Some(known) = self.peers.get_mut(&open.peer) {
-                known.links.remove(&link);
-            }
-            self.on_changed(open.peer, at, effects);
-        }
-    }
-
-    /// Takes what a Peer says; returns how many services are known of it now.
-    fn take(
-        &mut self,
-        peer: NodeId,
-        incarnation: Incarnation,
-        list: ServiceList,
-        at: Moment,
-        effects: &mut Vec<MeshEffect>,
-    ) -> Result<u32, listed::ListError> {
-        listed::check(&list, peer, self.me)?;
-        let Some(known) = self.peers.get_mut(&peer) else { return Ok(0) };
-        let ServiceList { report, transit } = list;
-        let before = known.listed.as_ref();
-        // A list that another link brought may have overtaken this one.
-        let stale = before.is_some_and(|before| {
-            before.entry.incarnation == incarnation && before.entry.report.seq > report.seq
-        });
-        if !stale {
-            let report = Arc::unwrap_or_clone(report);
-            let entry = PeerEntry { id: peer, incarnation, key_hash: known.key_hash, report };
-            let entry = match before.filter(|before| *before.entry == entry) {
-                Some(before) => before.entry.clone(),
-                None => Arc::new(entry),
-            };
-            known.listed = Some(Listed { entry, transit: transit.into(), synced_at: at.unix });
-            self.on_changed(peer, at, effects);
-        }
-        let count = self.peers.get(&peer).and_then(|known| known.listed.as_ref());
-        let count = count.map_or(0, |listed| listed.entry.report.services.len() + listed.transit.len());
-        Ok(u32::try_from(count).unwrap_or(u32::MAX))
-    }
-
-    fn on_changed(&mut self, peer: NodeId, at: Moment, effects: &mut Vec<MeshEffect>) {
-        effects.push(MeshEffect::Changed(peer));
-        if self.shown.transit {
-            self.shown.mark(at.now);
-        }
     }
 
     fn forget(&mut self, peer: NodeId, at: Moment, effects: &mut Vec<MeshEffect>) {
@@ -683,36 +483,6 @@ impl MeshLinks {
     fn new_token(&mut self) -> LinkToken {
         self.last_token += 1;
         LinkToken(self.last_token)
-    }
-}
-
-impl OpenLink {
-    /// How many heartbeats are missing that were not the last time. The first is late by its way to here.
-    fn newly_missed(&mut self, now: Now, settings: &LinkSettings) -> u64 {
-        let silent_ms = now.since(self.last_heard).as_millis();
-        let missed = silent_ms.checked_div(settings.heartbeat.as_millis()).unwrap_or(0).saturating_sub(1);
-        let missed = u64::try_from(missed).unwrap_or(u64::MAX);
-        let newly = missed.saturating_sub(self.missed);
-        self.missed += newly;
-        newly
-    }
-
-    /// When something must be done about it.
-    fn due(&self, settings: &LinkSettings) -> Now {
-        let speak = self.last_sent + settings.heartbeat;
-        let silent = self.last_heard + settings.offline_after;
-        let register = self.slot.map(|_| self.registered.map_or(Now::ZERO, |last| last + REGISTER_EVERY));
-        speak.min(silent).min(register.unwrap_or(silent))
-    }
-}
-
-impl LinkedPeer {
-    /// Where a Peer that dialled us is shown to be: where it says, else where it came from, at its own port.
-    fn address(&self, net: &NetInfo) -> Option<HostPort> {
-        let mut candidates = net.candidates.iter();
-        let advertised = candidates.find(|candidate| candidate.kind == CandidateKind::Advertised);
-        let seen = || Some(HostPort::from(SocketAddr::new(self.seen_from?, net.listen?.port())));
-        advertised.map(|candidate| candidate.addr.clone()).or_else(seen)
     }
 }
 
