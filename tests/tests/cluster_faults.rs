@@ -4,7 +4,7 @@
 //! busy; what is told in milliseconds in the table stays below [`SOON`] here.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -67,7 +67,9 @@ fn a_backend_that_is_not_there() -> anyhow::Result<()> {
     let backend = Backend::start("b")?;
     let nobody = PortLease::take()?;
     let client = TlsFront::start("secure.example", &["h2"], nobody.addr())?;
-    between(&[(NAME, backend.addr()), ("secure.example", nobody.addr())], &[], |pair| {
+    let services =
+        [(NAME, backend.addr()), ("secure.example", nobody.addr()), ("raw.example", nobody.addr())];
+    between(&services, &["raw.example"], |pair| {
         let mut kept = Connection::open(pair.addr())?;
         ensure!(kept.ask(&Request::get(NAME, "/"))?.status == 200);
         drop(backend);
@@ -78,7 +80,11 @@ fn a_backend_that_is_not_there() -> anyhow::Result<()> {
         for _ in 0..2 {
             ensure!(kept.ask(&Request::get(NAME, "/"))?.status == 502);
         }
-        // A TLS client cannot be told; its connection is closed, not reset.
+        // Neither a TLS client nor one of a bound port can be told; its connection is closed, not reset.
+        let begun = Instant::now();
+        let mut raw = Connection::open((Ipv4Addr::LOCALHOST, pair.bound("raw.example")?).into())?;
+        raw.send(b"a question of a protocol nobody here knows\n")?;
+        ensure!(raw.is_closed()? && begun.elapsed() < SOON, "after {:?}", begun.elapsed());
         let begun = Instant::now();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let error = runtime.block_on(client.connect(pair.addr(), "h2")).err().context("somebody is there")?;
