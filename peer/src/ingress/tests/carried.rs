@@ -259,14 +259,16 @@ async fn every_connection_of_an_idle_forward_is_probed() {
     client.send(b"CONNECT raw.example:80 HTTP/1.1\r\nHost: raw.example:80\r\n\r\n").await;
     assert_eq!(client.response().await.0, 200);
     let client_addr = client.0.get_ref().local_addr().unwrap();
-    for (what, probed) in [
-        ("the client's", probed(|local, remote| (local, remote) == (ingress.listen, client_addr))),
-        ("the tunnel's, at the ingress", probed(|_, remote| remote == owner.listen)),
-        ("the tunnel's, at the owner", probed(|local, _| local == owner.listen)),
-        ("the backend's", probed(|_, remote| remote == silent)),
-    ] {
-        assert!(!probed.is_empty() && probed.iter().all(|probed| *probed), "{what}: {probed:?}");
-    }
+    // Until what was sent last is acknowledged, another timer runs.
+    let all = |probed: Vec<bool>| !probed.is_empty() && probed.iter().all(|probed| *probed);
+    eventually("the client's probed", || {
+        all(probed(|local, remote| (local, remote) == (ingress.listen, client_addr)))
+    })
+    .await;
+    eventually("the tunnel's probed by the ingress", || all(probed(|_, remote| remote == owner.listen)))
+        .await;
+    eventually("the tunnel's probed by the owner", || all(probed(|local, _| local == owner.listen))).await;
+    eventually("the backend's probed", || all(probed(|_, remote| remote == silent))).await;
     drop(client);
     nothing_left(&ingress, &owner).await;
 }
