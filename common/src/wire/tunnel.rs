@@ -9,7 +9,7 @@
 //! ```text
 //! ingress -> owner   HELLO
 //! owner   -> ingress HELLO
-//! ingress -> owner   FORWARD(proxy_id, service) DATA* END
+//! ingress -> owner   FORWARD(proxy_id, service, hop) DATA* END
 //! owner   -> ingress RECEIVED(proxy_id) ACCEPT(proxy_id) DATA* END      then the next FORWARD
 //!                 or RECEIVED(proxy_id) REFUSE(proxy_id, code, text)     then END from the ingress
 //! ```
@@ -59,6 +59,15 @@ impl fmt::Debug for ProxyId {
     }
 }
 
+/// How far a FORWARD has come: it is carried on once at most, so that it cannot go in circles (SPEC F3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hop {
+    /// From the Peer whose client asks.
+    First,
+    /// Carried on by a Peer between.
+    Carried,
+}
+
 /// A control frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
@@ -72,6 +81,8 @@ pub enum Control {
         proxy_id: ProxyId,
         /// Whose backend.
         service: ServiceName,
+        /// How far it has come.
+        hop: Hop,
     },
     /// The FORWARD has arrived; the backend is being opened.
     Received {
@@ -159,10 +170,11 @@ impl Control {
                 put_text(out, &hello.incarnation.to_string());
             }
             Control::Offer => out.put_u8(OFFER),
-            Control::Forward { proxy_id, service } => {
+            Control::Forward { proxy_id, service, hop } => {
                 out.put_u8(FORWARD);
                 out.put_u32(proxy_id.0);
                 put_text(out, service.as_str());
+                out.put_u8(u8::from(*hop == Hop::Carried));
             }
             Control::Received { proxy_id } => {
                 out.put_u8(RECEIVED);
@@ -213,6 +225,11 @@ impl Control {
             FORWARD => Ok(Control::Forward {
                 proxy_id: ProxyId(fields.u32("proxy_id")?),
                 service: parse::<ServiceName>(fields.text("service")?, "service")?,
+                hop: match fields.u8("hop")? {
+                    0 => Hop::First,
+                    1 => Hop::Carried,
+                    _ => return Err(FrameError::Malformed { field: "hop" }),
+                },
             }),
             RECEIVED => Ok(Control::Received { proxy_id: ProxyId(fields.u32("proxy_id")?) }),
             ACCEPT => Ok(Control::Accept { proxy_id: ProxyId(fields.u32("proxy_id")?) }),
@@ -296,7 +313,8 @@ mod tests {
             Control::Hello(Hello { cluster_id: None, to: None, ..hello.clone() }),
             Control::Hello(hello),
             Control::Offer,
-            Control::Forward { proxy_id, service: "web.example".parse().unwrap() },
+            Control::Forward { proxy_id, service: "web.example".parse().unwrap(), hop: Hop::First },
+            Control::Forward { proxy_id, service: "web.example".parse().unwrap(), hop: Hop::Carried },
             Control::Received { proxy_id },
             Control::Accept { proxy_id },
             Control::Refuse { proxy_id, code: ErrorCode::ServiceUnknown, text: "no such service".into() },

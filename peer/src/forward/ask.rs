@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
-use p2p_common::wire::tunnel::ProxyId;
+use p2p_common::wire::tunnel::{Hop, ProxyId};
 use p2p_common::{ErrorCode, Incarnation, NodeId};
 use slog::debug;
 use tokio::time::Instant;
@@ -40,6 +40,8 @@ const RECEIVED_TIMEOUT_RTTS: u32 = 3;
 pub(super) struct Request<'a> {
     pub(super) proxy_id: ProxyId,
     pub(super) service: &'a ServiceName,
+    /// How far it has come.
+    pub(super) hop: Hop,
     /// Kept until the verdict.
     pub(super) first: &'a mut CopyBuffer,
     /// So many of them leave with FORWARD.
@@ -317,7 +319,7 @@ impl Nth {
 
 impl Ask {
     fn begin(mut lease: Lease, request: &Request<'_>) -> Self {
-        lease.tunnel().begin(request.proxy_id, request.service);
+        lease.tunnel().begin(request.proxy_id, request.service, request.hop);
         Ask { lease, sent: 0, flushed: false }
     }
 

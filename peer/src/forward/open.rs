@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
-use p2p_common::wire::tunnel::ProxyId;
+use p2p_common::wire::tunnel::{Hop, ProxyId};
 use p2p_common::{ErrorCode, NodeId};
 use p2p_peer_core::{LookupError, Route, Source};
 use p2p_runtime::tcp::DialError;
@@ -133,7 +133,7 @@ impl Forwarder {
         let mut forward = self.forwards.begin(service).ok_or_else(full)?;
         let proxy_id = forward.proxy_id();
         let deadline = forward.began() + OPEN_TIMEOUT;
-        match self.upstream(Request { proxy_id, service, first, count, deadline }).await {
+        match self.upstream(Request { proxy_id, service, hop: Hop::First, first, count, deadline }).await {
             Ok((upstream, sent)) => Ok(Opened::new(upstream, sent, forward)),
             Err(error) => {
                 debug!(self.log, "cannot open forward"; "proxy_id" => %proxy_id, "service" => %service,
@@ -157,7 +157,8 @@ impl Forwarder {
         let mut none = self.buffers.get();
         let deadline = forward.began() + OPEN_TIMEOUT;
         let proxy_id = forward.proxy_id();
-        let mut request = Request { proxy_id, service, first: &mut none, count: 0, deadline };
+        let mut request =
+            Request { proxy_id, service, hop: Hop::Carried, first: &mut none, count: 0, deadline };
         let mut failed = OpenError::TimedOut;
         for owner in owners {
             match self.ask(*owner, &mut request).await {

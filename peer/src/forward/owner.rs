@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
-use p2p_common::wire::tunnel::ProxyId;
+use p2p_common::wire::tunnel::{Hop, ProxyId};
 use p2p_common::{ErrorCode, NodeId};
 use p2p_peer_core::{ForwardRefusal, ForwardTo};
 use slog::debug;
@@ -72,10 +72,10 @@ impl Owner {
                 next = tunnel.next_forward() => next?,
                 () = drain.cancelled() => return self.send_away(&mut tunnel, &recent).await,
             };
-            let Some((proxy_id, service)) = next else { return Ok(()) };
+            let Some((proxy_id, service, hop)) = next else { return Ok(()) };
             tunnel.received(proxy_id);
             let (code, text) = match self.take_up(&recent, proxy_id, &service, caller) {
-                Ok(mut forward) => match self.upstream(&mut tunnel, caller, &service).await? {
+                Ok(mut forward) => match self.upstream(&mut tunnel, caller, &service, hop).await? {
                     Ok(upstream) => {
                         self.carry(&mut tunnel, Opened::new(upstream, 0, forward)).await?;
                         continue;
@@ -101,7 +101,7 @@ impl Owner {
     {
         let until = Instant::now() + SEND_AWAY_TIME;
         while let Ok(next) = tokio::time::timeout_at(until, tunnel.next_forward()).await {
-            let Some((proxy_id, _)) = next? else { break };
+            let Some((proxy_id, ..)) = next? else { break };
             tunnel.received(proxy_id);
             let (code, text) = match recent.take_up(proxy_id, Instant::now()) {
                 TakeUp::New | TakeUp::Full => (ErrorCode::Draining, "its owner is stopping"),
@@ -118,11 +118,12 @@ impl Owner {
         tunnel: &mut Tunnel<S>,
         caller: NodeId,
         service: &ServiceName,
+        hop: Hop,
     ) -> Result<Result<Upstream, Refusal>, TunnelError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let open = self.open(caller, service);
+        let open = self.open(caller, service, hop);
         tokio::pin!(open);
         if let Ok(opened) = tokio::time::timeout(HOLD, &mut open).await {
             return Ok(opened);
@@ -151,8 +152,8 @@ impl Owner {
         }
     }
 
-    async fn open(&self, caller: NodeId, service: &ServiceName) -> Result<Upstream, Refusal> {
-        let backend = match self.forwarder.views.tables().may_forward(caller, service) {
+    async fn open(&self, caller: NodeId, service: &ServiceName, hop: Hop) -> Result<Upstream, Refusal> {
+        let backend = match self.forwarder.views.tables().may_forward(caller, service, hop) {
             Ok(ForwardTo::Backend(backend)) => backend,
             Ok(ForwardTo::Carry { owners }) => {
                 let onward = self.forwarder.open_onward(service, &owners).await;

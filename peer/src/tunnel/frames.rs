@@ -24,7 +24,9 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use p2p_common::service::ServiceName;
-use p2p_common::wire::tunnel::{CONTROL_MAX_BYTES, Control, FrameError, LENGTH_BYTES, ProxyId, frame_length};
+use p2p_common::wire::tunnel::{
+    CONTROL_MAX_BYTES, Control, FrameError, Hop, LENGTH_BYTES, ProxyId, frame_length,
+};
 use p2p_common::wire::{Expected, Hello};
 use p2p_common::{ErrorCode, Incarnation};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -197,9 +199,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
 
     /// Asks for a service: the FORWARD goes out with the first bytes or the first flush. Only between two
     /// forwards.
-    pub(crate) fn begin(&mut self, proxy_id: ProxyId, service: &ServiceName) {
+    pub(crate) fn begin(&mut self, proxy_id: ProxyId, service: &ServiceName, hop: Hop) {
         debug_assert!(self.is_between_forwards(), "one forward at a time");
-        Control::Forward { proxy_id, service: service.clone() }.encode(&mut self.pending);
+        Control::Forward { proxy_id, service: service.clone(), hop }.encode(&mut self.pending);
         self.inbound = Inbound::Received(proxy_id);
         self.outbound = Outbound::Data { header: 0, payload: 0 };
     }
@@ -276,12 +278,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tunnel<S> {
     ///
     /// # Errors
     /// When the connection breaks or something else comes.
-    pub(crate) async fn next_forward(&mut self) -> Result<Option<(ProxyId, ServiceName)>, TunnelError> {
+    pub(crate) async fn next_forward(&mut self) -> Result<Option<(ProxyId, ServiceName, Hop)>, TunnelError> {
         match self.read_control().await? {
             None => Ok(None),
-            Some(Control::Forward { proxy_id, service }) => {
+            Some(Control::Forward { proxy_id, service, hop }) => {
                 self.inbound = Inbound::Data;
-                Ok(Some((proxy_id, service)))
+                Ok(Some((proxy_id, service, hop)))
             }
             Some(_) => Err(TunnelError::Unexpected("another frame than FORWARD between two forwards")),
         }

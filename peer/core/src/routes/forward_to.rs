@@ -2,6 +2,7 @@
 
 use p2p_common::addr::HostPort;
 use p2p_common::service::{ServiceName, ServiceState};
+use p2p_common::wire::tunnel::Hop;
 use p2p_common::{ErrorCode, NodeId};
 
 use super::{Route, RouteLink, Tables, is_carried_on};
@@ -35,7 +36,12 @@ impl Tables {
     ///
     /// # Errors
     /// What to answer with.
-    pub fn may_forward(&self, caller: NodeId, service: &ServiceName) -> Result<ForwardTo, ForwardRefusal> {
+    pub fn may_forward(
+        &self,
+        caller: NodeId,
+        service: &ServiceName,
+        hop: Hop,
+    ) -> Result<ForwardTo, ForwardRefusal> {
         let Some(known) = self.peers.get(&caller) else {
             return Err(ForwardRefusal {
                 code: ErrorCode::Forbidden,
@@ -46,8 +52,9 @@ impl Tables {
         if let Some(own) = own.filter(|own| own.state == ServiceState::Up) {
             return Ok(ForwardTo::Backend(own.backend.clone()));
         }
-        let carried: Vec<&Route> =
-            if self.transit && known.linked { self.carried(caller, service).collect() } else { Vec::new() };
+        // Once is enough: two Peers with old news of each other would pass it to and fro.
+        let carries = self.transit && known.linked && hop == Hop::First;
+        let carried: Vec<&Route> = if carries { self.carried(caller, service).collect() } else { Vec::new() };
         let mut open: Vec<(bool, NodeId)> = carried
             .iter()
             .filter(|route| route.connected && route.state == ServiceState::Up)

@@ -4,6 +4,7 @@ use super::*;
 use crate::fixture::{known_peer, offering, peer};
 use p2p_common::service::Visibility;
 use p2p_common::wire::link::TransitService;
+use p2p_common::wire::tunnel::Hop;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -61,18 +62,18 @@ fn forwards_go_to_own_services_of_known_callers_only() {
     let mut tables = tables(&["web=127.0.0.1:80"]);
     let web: ServiceName = "web".parse().unwrap();
     let other: ServiceName = "other".parse().unwrap();
-    assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::Forbidden);
+    assert_eq!(tables.may_forward(peer(1), &web, Hop::First).unwrap_err().code, ErrorCode::Forbidden);
     tables.apply(peer(1), known(1, 1, "", &["other=h:1"], RouteLink::Idle));
     let backend = ForwardTo::Backend("127.0.0.1:80".parse().unwrap());
-    assert_eq!(tables.may_forward(peer(1), &web), Ok(backend));
-    assert_eq!(tables.may_forward(peer(1), &other).unwrap_err().code, ErrorCode::ServiceUnknown);
+    assert_eq!(tables.may_forward(peer(1), &web, Hop::First), Ok(backend));
+    assert_eq!(tables.may_forward(peer(1), &other, Hop::First).unwrap_err().code, ErrorCode::ServiceUnknown);
     let hidden = OwnServices::new(["web=h:1".parse().unwrap()], &Visibility::Ids(vec![peer(2)])).unwrap();
     let mut tables = Tables::new(peer(99), String::new(), Arc::new(hidden), UnixMs(1));
     for n in [1, 2] {
         tables.apply(peer(n), known(n, 1, "", &[], RouteLink::Idle));
     }
-    assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::ServiceUnknown);
-    assert!(tables.may_forward(peer(2), &web).is_ok());
+    assert_eq!(tables.may_forward(peer(1), &web, Hop::First).unwrap_err().code, ErrorCode::ServiceUnknown);
+    assert!(tables.may_forward(peer(2), &web, Hop::First).is_ok());
 }
 
 /// A Peer with a mesh link, which offers `services` and carries `transit` of Peer 9 on.
@@ -110,7 +111,7 @@ fn what_is_not_up_is_passed_over() {
     tables.apply(peer(2), None);
     assert_eq!(tables.resolve("web", 0, &[]).unwrap_err().code(), ErrorCode::ServiceDown);
     let web = "web".parse().unwrap();
-    assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::ServiceDown);
+    assert_eq!(tables.may_forward(peer(1), &web, Hop::First).unwrap_err().code, ErrorCode::ServiceDown);
 }
 
 #[test]
@@ -151,24 +152,26 @@ fn forwards_are_carried_on_between_linked_peers_alone() {
     tables.apply(peer(3), linked(3, true, &[], &["web=h:9"]));
     tables.apply(peer(4), known(4, 1, "", &["web=h:4"], RouteLink::Idle));
     assert_eq!(
-        tables.may_forward(peer(1), &web),
+        tables.may_forward(peer(1), &web, Hop::First),
         carry(&[2]),
         "not by a second hop, not met through Servers"
     );
-    assert_eq!(tables.may_forward(peer(2), &web).unwrap_err().code, ErrorCode::ServiceUnknown);
-    assert_eq!(tables.may_forward(peer(4), &web).unwrap_err().code, ErrorCode::ServiceUnknown);
+    assert_eq!(tables.may_forward(peer(2), &web, Hop::First).unwrap_err().code, ErrorCode::ServiceUnknown);
+    assert_eq!(tables.may_forward(peer(4), &web, Hop::First).unwrap_err().code, ErrorCode::ServiceUnknown);
     let failing =
         linked(5, true, &["web=h:5"], &[]).map(|known| KnownPeer { link: RouteLink::Failing, ..known });
     tables.apply(peer(5), failing.clone());
     tables.apply(peer(6), linked(6, true, &["web=h:6"], &[]));
-    assert_eq!(tables.may_forward(peer(1), &web), carry(&[2, 6, 5]));
+    assert_eq!(tables.may_forward(peer(1), &web, Hop::First), carry(&[2, 6, 5]));
+    let again = tables.may_forward(peer(1), &web, Hop::Carried);
+    assert_eq!(again.unwrap_err().code, ErrorCode::ServiceUnknown, "carried on once");
     for n in [2, 5, 6] {
         tables.apply(peer(n), linked(n, false, &["web=h:1"], &[]));
     }
-    assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::OwnerOffline);
+    assert_eq!(tables.may_forward(peer(1), &web, Hop::First).unwrap_err().code, ErrorCode::OwnerOffline);
     tables = tables.with_transit(false);
     tables.apply(peer(2), linked(2, true, &["web=h:2"], &[]));
-    assert_eq!(tables.may_forward(peer(1), &web).unwrap_err().code, ErrorCode::ServiceUnknown);
+    assert_eq!(tables.may_forward(peer(1), &web, Hop::First).unwrap_err().code, ErrorCode::ServiceUnknown);
 }
 
 #[test]

@@ -141,7 +141,10 @@ fn all_servers_lost_stops_after_the_grace_and_one_back_resumes() {
     assert_eq!(world.tables().resolve("web.example", 0, &[]).unwrap_err().code(), ErrorCode::Unavailable);
     assert!(world.tables().resolve("own.example", 0, &[]).is_ok(), "local services go on");
     let own: ServiceName = "own.example".parse().unwrap();
-    assert!(world.tables().may_forward(peer(1), &own).is_ok(), "callers that are known go on");
+    assert!(
+        world.tables().may_forward(peer(1), &own, p2p_common::wire::tunnel::Hop::First).is_ok(),
+        "callers that are known go on"
+    );
 
     world.run_to(200_000);
     assert_eq!(world.tables().peers().len(), 1, "nothing is forgotten while nobody knows better");

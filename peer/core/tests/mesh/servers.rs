@@ -8,6 +8,7 @@ use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::revision::{Piece, Push};
 use p2p_common::service::{ServiceName, ServiceOffer, ServiceState, Visibility};
 use p2p_common::wire::link::{LinkMessage, ServiceList};
+use p2p_common::wire::tunnel::Hop;
 use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{Epoch, ErrorCode, KeyHash, NodeId};
 use p2p_peer_core::{
@@ -260,7 +261,7 @@ fn each_is_shown_what_is_for_it() {
     assert_eq!(names(&shown.report.services), ["all", "linked", "some"]);
     assert_eq!(shown.report.services[2].visibility, Visibility::Ids(vec![peer(2)]), "not who else");
     let tables = solo.agent.tables();
-    let may = |n: u8, service: &str| tables.may_forward(peer(n), &name(service)).is_ok();
+    let may = |n: u8, service: &str| tables.may_forward(peer(n), &name(service), Hop::First).is_ok();
     assert_eq!([may(2, "linked"), may(3, "linked"), may(4, "linked")], [true, false, false]);
     assert_eq!([may(2, "all"), may(3, "all"), may(4, "all")], [true, true, true]);
     assert_eq!([may(2, "some"), may(3, "some"), may(4, "some")], [true, true, false]);

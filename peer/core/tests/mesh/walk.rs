@@ -3,6 +3,7 @@
 use p2p_common::ErrorCode;
 use p2p_common::service::{ServiceName, ServiceState, Visibility};
 use p2p_common::wire::link::LinkMessage;
+use p2p_common::wire::tunnel::Hop;
 use p2p_peer_core::{AgentState, ForwardTo, Reach, Source};
 
 use crate::world::{Setup, World, peer, services};
@@ -58,9 +59,12 @@ fn linked_peers_see_each_others_own_services() {
     assert!(world.nodes[&A].offered.is_empty(), "whoever dialled the link dials the tunnels");
 
     let tables = world.tables(A);
-    assert!(matches!(tables.may_forward(peer(B), &name(A_WEB)), Ok(ForwardTo::Backend(_))));
-    assert_eq!(tables.may_forward(peer(B), &name(C_WEB)).unwrap_err().code, ErrorCode::ServiceUnknown);
-    assert_eq!(tables.may_forward(peer(9), &name(A_WEB)).unwrap_err().code, ErrorCode::Forbidden);
+    assert!(matches!(tables.may_forward(peer(B), &name(A_WEB), Hop::First), Ok(ForwardTo::Backend(_))));
+    assert_eq!(
+        tables.may_forward(peer(B), &name(C_WEB), Hop::First).unwrap_err().code,
+        ErrorCode::ServiceUnknown
+    );
+    assert_eq!(tables.may_forward(peer(9), &name(A_WEB), Hop::First).unwrap_err().code, ErrorCode::Forbidden);
     assert_eq!(
         world.tables(B).resolve(C_WEB, 0, &[]).unwrap_err().code(),
         ErrorCode::ServiceUnknown,
@@ -76,9 +80,9 @@ fn transit_shows_what_linked_peers_own() {
     assert_eq!((picked.source, picked.transit), (Source::Peer(peer(A)), true));
     let list = &world.tables(B).peer_services()[&peer(A)];
     assert_eq!(list.services[&name(C_WEB)].source, peer(C), "who owns it");
-    let carry = world.tables(A).may_forward(peer(B), &name(C_WEB));
+    let carry = world.tables(A).may_forward(peer(B), &name(C_WEB), Hop::First);
     assert_eq!(carry, Ok(ForwardTo::Carry { owners: vec![peer(C)] }));
-    let back = world.tables(A).may_forward(peer(C), &name(C_WEB));
+    let back = world.tables(A).may_forward(peer(C), &name(C_WEB), Hop::First);
     assert_eq!(back.unwrap_err().code, ErrorCode::ServiceUnknown, "never back to where it came from");
     // One hop: what B got by transit it shows nobody, and carries on to nobody.
     let by_transit = |message: &LinkMessage| match message {
@@ -137,7 +141,7 @@ fn a_closed_link_counts_at_once_and_its_services_for_30_s() {
     world.run_for(200);
     assert_eq!(world.routes(A), [route(A_WEB, "local"), route(B_WEB, "2"), format!("{C_WEB}@3 away")]);
     assert_eq!(world.tables(A).resolve(C_WEB, 0, &[]).unwrap_err().code(), ErrorCode::OwnerOffline);
-    let carried = world.tables(A).may_forward(peer(B), &name(C_WEB));
+    let carried = world.tables(A).may_forward(peer(B), &name(C_WEB), Hop::First);
     assert_eq!(carried.unwrap_err().code, ErrorCode::OwnerOffline);
     assert_eq!(world.tables(B).resolve(C_WEB, 0, &[]).unwrap_err().code(), ErrorCode::ServiceDown);
     world.run_for(31_000);
@@ -200,7 +204,7 @@ fn changes_of_services_are_told_at_once() {
     world.run_for(300);
     assert_eq!(world.tables(A).resolve(C_WEB, 0, &[]).unwrap_err().code(), ErrorCode::ServiceDown);
     assert_eq!(world.tables(B).resolve(C_WEB, 0, &[]).unwrap_err().code(), ErrorCode::ServiceDown);
-    let refused = world.tables(C).may_forward(peer(A), &name(C_WEB)).unwrap_err();
+    let refused = world.tables(C).may_forward(peer(A), &name(C_WEB), Hop::First).unwrap_err();
     assert_eq!(refused.code, ErrorCode::ServiceDown);
     assert_eq!(world.tables(A).resolve("new", 0, &[]).unwrap_err().code(), ErrorCode::ServiceUnknown);
     assert!(world.tables(C).resolve(C_WEB, 0, &[]).is_err());
@@ -249,10 +253,10 @@ fn a_down_service_falls_to_others_who_have_it() {
     world.set_services(A, own);
     world.run_for(500);
     assert_eq!(world.tables(A).resolve("web", 0, &[]).unwrap().source, Source::Peer(peer(B)));
-    let carried = world.tables(A).may_forward(peer(C), &name("web"));
+    let carried = world.tables(A).may_forward(peer(C), &name("web"), Hop::First);
     assert_eq!(carried, Ok(ForwardTo::Carry { owners: vec![peer(B)] }));
     assert_eq!(
-        world.tables(A).may_forward(peer(B), &name("web")).unwrap_err().code,
+        world.tables(A).may_forward(peer(B), &name("web"), Hop::First).unwrap_err().code,
         ErrorCode::ServiceDown,
         "its own it would get back"
     );

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use p2p_common::ErrorCode;
-use p2p_common::wire::tunnel::ProxyId;
+use p2p_common::wire::tunnel::{Hop, ProxyId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -482,7 +482,7 @@ async fn the_owner_runs_a_forward_that_came_twice_once() {
             ingress.pool.take_fresh(owner.id, deadline).await.unwrap(),
         );
         for lease in [&mut first, &mut second] {
-            lease.tunnel().begin(ProxyId(n), &"web.example".parse().unwrap());
+            lease.tunnel().begin(ProxyId(n), &"web.example".parse().unwrap(), Hop::First);
             lease.tunnel().flush().await.unwrap();
         }
         for lease in [&mut first, &mut second] {

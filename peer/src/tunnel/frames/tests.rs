@@ -40,7 +40,7 @@ async fn greeted(room: usize) -> (Tunnel<DuplexStream>, Tunnel<DuplexStream>) {
 /// An ingress, and the bare stream of its owner.
 async fn ingress_and_bytes() -> (Tunnel<DuplexStream>, DuplexStream) {
     let (mut ingress, owner) = greeted(1 << 20).await;
-    ingress.begin(ID, &service());
+    ingress.begin(ID, &service(), Hop::First);
     (ingress, owner.stream)
 }
 
@@ -79,7 +79,7 @@ async fn forwards_follow_each_other_through_any_pipe() {
         for turn in 0..3u8 {
             let (question, answer) = (vec![turn; 1_000], vec![turn + 100; 2_000]);
             let asking = async {
-                ingress.begin(ID, &service());
+                ingress.begin(ID, &service(), Hop::First);
                 send(&mut ingress, &question, turn == 1).await;
                 poll_fn(|cx| ingress.poll_finish(cx)).await.unwrap();
                 assert_eq!(recv_all(&mut ingress).await.unwrap(), answer);
@@ -88,7 +88,7 @@ async fn forwards_follow_each_other_through_any_pipe() {
                 assert!(ingress.is_between_forwards());
             };
             let owning = async {
-                assert_eq!(owner.next_forward().await.unwrap(), Some((ID, service())));
+                assert_eq!(owner.next_forward().await.unwrap(), Some((ID, service(), Hop::First)));
                 owner.received(ID);
                 owner.accept(ID);
                 assert_eq!(recv_all(&mut owner).await.unwrap(), question);
@@ -108,7 +108,7 @@ async fn a_refused_forward_leaves_the_tunnel_usable() {
     let (mut ingress, mut owner) = greeted(64).await;
     for _ in 0..2 {
         let asking = async {
-            ingress.begin(ID, &service());
+            ingress.begin(ID, &service(), Hop::First);
             send(&mut ingress, &[7; 500], false).await;
             let error = recv_all(&mut ingress).await.unwrap_err();
             assert!(
@@ -126,7 +126,7 @@ async fn a_refused_forward_leaves_the_tunnel_usable() {
     }
     // One that goes on sending is not waited for.
     let asking = async {
-        ingress.begin(ID, &service());
+        ingress.begin(ID, &service(), Hop::First);
         send(&mut ingress, &[7; 1_000], false).await;
     };
     let owning = async {
@@ -147,7 +147,7 @@ async fn an_owner_that_breaks_the_protocol_is_dropped() {
     let received = frame(&Control::Received { proxy_id: ID });
     let accept = frame(&Control::Accept { proxy_id: ID });
     let other = frame(&Control::Received { proxy_id: ProxyId(1) });
-    let forward = frame(&Control::Forward { proxy_id: ID, service: service() });
+    let forward = frame(&Control::Forward { proxy_id: ID, service: service(), hop: Hop::First });
     let good = [&received[..], &accept].concat();
     for (bytes, says) in [
         (other.clone(), "not to 3f9a1c2b"),
