@@ -1,3 +1,5 @@
+//! Tunnel streams against each other and against rustls, over pipes of any size.
+
 use super::*;
 use std::time::Duration;
 
