@@ -14,8 +14,8 @@
 //!    └──────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Attempts at one address start at least the redial interval apart, for ever, or until so many in a row have
-//! failed as the settings allow. Who answers at an address is known by its certificate alone; behind a load
+//! Attempts at one address start at least the redial interval apart, the first after a failure sooner, for ever,
+//! or until so many in a row have failed as the settings allow. Who answers at an address is known by its certificate alone; behind a load
 //! balancer it may be somebody else each time.
 //!
 //! # Peers

@@ -10,6 +10,9 @@ use crate::moment::Moment;
 
 /// Attempts are never closer together, whatever the settings.
 const REDIAL_MIN: Duration = Duration::from_millis(100);
+/// The first waits, each twice the one before, until the redial interval is reached: two Peers that start together,
+/// or one that is restarted, find each other in the time that takes.
+const REDIAL_FIRST: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -105,9 +108,16 @@ impl Slot {
         self.reason = format!("left out: {reason}");
     }
 
-    /// A link that lasted is opened anew at once.
+    /// A link that lasted is opened anew at once. Where attempts are counted, they are as far apart as the settings
+    /// say from the first on.
     fn wait(&mut self, settings: &LinkSettings, now: Now) {
-        let until = now.max(self.dialled_at + settings.redial.max(REDIAL_MIN));
+        let apart = match self.failures {
+            failures @ 1.. if settings.redials_max.is_none() => {
+                settings.redial.min(REDIAL_FIRST * 2u32.saturating_pow(failures - 1).min(1 << 10))
+            }
+            _ => settings.redial,
+        };
+        let until = now.max(self.dialled_at + apart.max(REDIAL_MIN));
         self.state = SlotState::Waiting { until };
     }
 }

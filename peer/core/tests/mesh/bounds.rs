@@ -13,12 +13,14 @@ fn starts(world: &World, n: u8) -> Vec<u64> {
 }
 
 #[test]
-fn an_address_is_tried_for_ever_at_the_interval() {
+fn an_address_is_tried_soon_and_then_for_ever_at_the_interval() {
     let mut world = World::new();
     world.start(2, Setup::new(&["b=h:1"], &[1]));
     world.run_to(600_000);
-    let expected: Vec<u64> = (0..=120).map(|n| n * 5).collect();
-    assert_eq!(starts(&world, 2), expected);
+    let dials: Vec<u64> = world.nodes[&2].dials.iter().map(|(at, _)| *at).collect();
+    assert_eq!(dials[..7], [0, 250, 750, 1_750, 3_750, 7_750, 12_750]);
+    assert!(dials[5..].windows(2).all(|pair| pair[1] - pair[0] == 5_000), "{dials:?}");
+    assert_eq!(dials.len(), 124, "to the end");
     let status = world.agent(2).status().mesh_links;
     assert_eq!((status[0].connected, status[0].reason.as_str()), (false, "connection refused"));
     assert_eq!(status[0].configured.as_ref().unwrap().to_string(), "192.0.2.1:6443");

@@ -80,7 +80,7 @@ fn attempts_that_become_no_link_are_failures() {
     let mut world = World::new();
     world.start(B, Setup::new(&[], &[A]));
     world.run_to(9_000);
-    assert_eq!(counts(&mut world, B).failed, [2, 0]);
+    assert_eq!(counts(&mut world, B).failed, [6, 0]);
 
     world.start(A, Setup::new(&["a=h:1"], &[]));
     world.run_for(5_000);
