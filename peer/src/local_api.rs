@@ -398,6 +398,7 @@ fn route_to(route: &Route) -> v1::AgentRoute {
         },
         last_seen_unix_ms: route.last_seen.0,
         connected: route.connected,
+        state: route.state.to_string(),
     }
 }
 

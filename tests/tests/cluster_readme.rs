@@ -48,6 +48,11 @@ fn the_mesh_without_servers_is_as_the_readme_says() -> anyhow::Result<()> {
     assert_eq!(typed.count("HTTP/1.1 404 Not Found"), 1, "b does not see c\n{seen}");
     assert_eq!(typed.count("svc_map={total=3}"), 1, "a sees both\n{seen}");
     assert_eq!(typed.count("svc_map={total=2}"), 1, "c is offline while it is silent\n{seen}");
+    if is_installed("redis-server") {
+        assert_eq!(typed.count("PONG"), 1, "through the bound port\n{seen}");
+    }
+    assert_eq!(typed.count("127.0.0.1:6379 now leads to example-redis"), 1, "bound\n{seen}");
+    assert_eq!(typed.count("example-redis takes no new forwards"), 1, "drained\n{seen}");
     Ok(())
 }
 

@@ -223,9 +223,9 @@ pub(super) async fn services(args: &ClientArgs) -> Result<(), Exit> {
     }
     let rows: Vec<_> = routes
         .into_iter()
-        .map(|r| [r.name, r.source, dash(r.source_address), r.backend, r.link, yes(r.connected)])
+        .map(|r| [r.name, r.source, dash(r.source_address), r.backend, r.link, yes(r.connected), r.state])
         .collect();
-    print(&columns(["NAME", "SOURCE", "ADDRESS", "BACKEND", "LINK", "CONNECTED"], &rows))
+    print(&columns(["NAME", "SOURCE", "ADDRESS", "BACKEND", "LINK", "CONNECTED", "STATE"], &rows))
 }
 
 pub(super) async fn tables(args: &ClientArgs) -> Result<(), Exit> {
@@ -251,7 +251,7 @@ fn route_json(route: &v1::AgentRoute) -> serde_json::Value {
     json!({
         "name": route.name, "source": route.source, "source_address": route.source_address,
         "backend": route.backend, "link": route.link, "last_seen_unix_ms": route.last_seen_unix_ms,
-        "connected": route.connected,
+        "connected": route.connected, "state": route.state,
     })
 }
 
