@@ -30,7 +30,7 @@ use crate::enrol::store_epoch;
 use crate::forward::Forwards;
 use crate::forward::owner::Owner;
 use crate::mesh_task::{self, LinkEnd, LinkHandle, LinkOffer, Links};
-use crate::metrics::TableMetrics;
+use crate::metrics::Metrics;
 use crate::published::{Myself, Views};
 use crate::session_task::{self, SessionHandle};
 use crate::tunnel::Pool;
@@ -119,7 +119,7 @@ pub(crate) struct AgentTask {
     /// The clock.
     pub(crate) clock: Clock,
     /// What is counted.
-    pub(crate) metrics: TableMetrics,
+    pub(crate) metrics: Metrics,
     /// Where to report.
     pub(crate) log: Logger,
     /// The open sessions and attempts.
@@ -265,7 +265,8 @@ impl AgentTask {
         }
         let (active, total) = self.forwards.counts();
         self.agent.handle_forwards(p2p_peer_core::Forwards { active, total });
-        self.metrics.set_tunnels(self.pool.tunnels());
+        self.metrics.tunnels.set_open(self.pool.tunnels());
+        self.metrics.mesh.set(self.agent.mesh_counts());
     }
 
     fn apply_tunnels(&mut self, at: Moment) {
@@ -324,7 +325,7 @@ impl AgentTask {
                 Output::WarmPeer { peer, reach: _ } => self.pool.warm(peer),
                 Output::DropIdleTunnels { peer } => self.pool.drop_idle(peer),
                 Output::Publish(tables) => {
-                    self.metrics.set_tables(&tables);
+                    self.metrics.tables.set(&tables);
                     self.views.publish(tables);
                 }
                 Output::PrintTables(lines) => {

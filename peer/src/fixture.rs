@@ -38,7 +38,7 @@ use crate::forward::{AccessLog, ForwardMetrics, Forwarder, Forwards, Recents};
 use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, IngressMetrics, SourceRanges};
 use crate::mesh_task::Links;
 use crate::published::{Myself, Views};
-use crate::tunnel::{DirectDialer, Pool, PoolLimits};
+use crate::tunnel::{DirectDialer, Pool, PoolLimits, TunnelMetrics};
 
 /// A cluster: its CA and the Id of the one Server everybody is told of.
 pub(crate) struct World {
@@ -55,6 +55,7 @@ pub(crate) struct Node {
     pub(crate) forwards: Arc<Forwards>,
     pub(crate) bound: BoundPorts,
     pub(crate) forward_metrics: ForwardMetrics,
+    pub(crate) tunnel_metrics: TunnelMetrics,
     pub(crate) records: Records,
     pub(crate) stop: CancellationToken,
     agent: Mutex<Agent>,
@@ -154,7 +155,8 @@ impl World {
         let log = Logger::root(slog::Discard, slog::o!());
         let myself = Arc::new(Myself::new(id, cluster_id, incarnation, Epoch(1)));
         let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
-        let pool = Pool::new(dialer, Arc::clone(&views), bounds.pool, log.clone());
+        let tunnel_metrics = TunnelMetrics::default();
+        let pool = Pool::new(dialer, Arc::clone(&views), bounds.pool, tunnel_metrics.clone(), log.clone());
         let records = Records::default();
         let forward_metrics = ForwardMetrics::default();
         let forwards =
@@ -203,6 +205,7 @@ impl World {
             forwards,
             bound,
             forward_metrics,
+            tunnel_metrics,
             records,
             stop,
             agent,

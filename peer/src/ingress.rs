@@ -20,6 +20,7 @@ mod bound;
 mod h2c;
 mod http;
 mod listener;
+mod metrics;
 mod peek;
 mod peer;
 mod socks;
@@ -28,7 +29,8 @@ mod tls;
 
 pub(crate) use bound::{BINDS_MAX, BindError, BoundPort, BoundPorts, bind_addr, listen_all};
 pub use bound::{BadBind, Bind};
-pub(crate) use listener::{Connections, Ingress, IngressLimits, IngressMetrics};
+pub(crate) use listener::{Connections, Ingress, IngressLimits};
+pub(crate) use metrics::IngressMetrics;
 pub use sources::{BadRange, SourceRanges};
 
 #[cfg(test)]

@@ -1,11 +1,19 @@
-//! What a Peer counts, as Prometheus reads it.
+//! What a Peer counts, as Prometheus reads it. `docs/metrics.md` lists all of it.
+//!
+//! Each count has one owner, which moves it where the thing happens and holds a handle of it: labels are looked up
+//! only when something failed. Here are those of what the agent knows; forwards, ports and tunnels have theirs beside
+//! their code.
 
-use p2p_peer_core::Tables;
-use prometheus_client::metrics::gauge::Gauge;
+mod mesh;
+mod tables;
+
 use prometheus_client::registry::Registry;
 
+pub(crate) use self::mesh::MeshMetrics;
+pub(crate) use self::tables::TableMetrics;
 use crate::forward::ForwardMetrics;
 use crate::ingress::IngressMetrics;
+use crate::tunnel::TunnelMetrics;
 
 /// All counts of a Peer.
 #[derive(Debug, Clone, Default)]
@@ -14,17 +22,12 @@ pub(crate) struct Metrics {
     pub(crate) forwards: ForwardMetrics,
     /// Of the listening port.
     pub(crate) ingress: IngressMetrics,
+    /// Of tunnels.
+    pub(crate) tunnels: TunnelMetrics,
     /// Of the tables.
     pub(crate) tables: TableMetrics,
-}
-
-/// Sizes of what the agent owns; they move in one step with the tables.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct TableMetrics {
-    peers: Gauge,
-    routes: Gauge,
-    tunnels_dialled: Gauge,
-    tunnels_accepted: Gauge,
+    /// Of mesh links.
+    pub(crate) mesh: MeshMetrics,
 }
 
 impl Metrics {
@@ -33,28 +36,23 @@ impl Metrics {
         let mut registry = Registry::with_prefix("p2p_peer");
         self.forwards.register(&mut registry);
         self.ingress.register(&mut registry);
+        self.tunnels.register(&mut registry);
         self.tables.register(&mut registry);
+        self.mesh.register(&mut registry);
         registry
     }
 }
 
-impl TableMetrics {
-    fn register(&self, registry: &mut Registry) {
-        registry.register("peers", "Other Peers online", self.peers.clone());
-        registry.register("routes", "Rows of the route table", self.routes.clone());
-        registry.register("tunnels_dialled", "Open tunnels this Peer dialled", self.tunnels_dialled.clone());
-        registry.register("tunnels_accepted", "Open tunnels others dialled", self.tunnels_accepted.clone());
-    }
-
-    /// The tables are now these.
-    pub(crate) fn set_tables(&self, tables: &Tables) {
-        self.peers.set(i64::try_from(tables.peers().len()).unwrap_or(i64::MAX));
-        self.routes.set(i64::try_from(tables.routes_len()).unwrap_or(i64::MAX));
-    }
-
-    /// So many tunnels are open, dialled and accepted.
-    pub(crate) fn set_tunnels(&self, (dialled, accepted): (u64, u64)) {
-        self.tunnels_dialled.set(i64::try_from(dialled).unwrap_or(i64::MAX));
-        self.tunnels_accepted.set(i64::try_from(accepted).unwrap_or(i64::MAX));
-    }
+/// A label set of one key; values are names of the code, if nothing else is said.
+macro_rules! label {
+    ($name:ident, $key:ident) => {
+        $crate::metrics::label!($name, $key, &'static str);
+    };
+    ($name:ident, $key:ident, $value:ty) => {
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, prometheus_client::encoding::EncodeLabelSet)]
+        struct $name {
+            $key: $value,
+        }
+    };
 }
+pub(crate) use label;

@@ -154,7 +154,13 @@ impl Peer {
         let metrics = Metrics::default();
         let buffers = Buffers::default();
         let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
-        let pool = Pool::new(dialer, Arc::clone(&views), PoolLimits::default(), log.clone());
+        let pool = Pool::new(
+            dialer,
+            Arc::clone(&views),
+            PoolLimits::default(),
+            metrics.tunnels.clone(),
+            log.clone(),
+        );
         let (mailbox, inputs) = mpsc::channel(MAILBOX);
         let links = Links {
             credentials: Arc::clone(&credentials),
@@ -237,7 +243,7 @@ impl Peer {
             credentials,
             data: Arc::new(data),
             clock,
-            metrics: metrics.tables,
+            metrics,
             log: log.clone(),
             sessions: HashMap::new(),
             linked: HashMap::new(),

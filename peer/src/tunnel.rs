@@ -11,6 +11,7 @@
 mod direct;
 mod error;
 mod frames;
+mod metrics;
 mod pool;
 
 use p2p_runtime::tls::TunnelStream;
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 pub(crate) use direct::{DirectDialer, DirectTunnel};
 pub(crate) use error::TunnelError;
 pub(crate) use frames::{LinkCounters, Tunnel};
+pub(crate) use metrics::TunnelMetrics;
 pub(crate) use pool::{AcceptedTunnel, Lease, Pool, PoolError, PoolLimits};
 
 /// The encrypted connection below a tunnel, whoever dialled it.

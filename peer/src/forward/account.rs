@@ -86,6 +86,21 @@ pub(crate) enum End {
 }
 
 impl End {
+    /// The kinds of ends, in metrics.
+    pub(super) const OUTCOMES: [&'static str; 5] =
+        ["done", "not_opened", "client_broke", "service_broke", "stopped"];
+
+    /// Which of the kinds this is.
+    pub(super) const fn outcome(self) -> usize {
+        match self {
+            End::Done => 0,
+            End::NotOpened(_) => 1,
+            End::Client => 2,
+            End::Service => 3,
+            End::Stopped => 4,
+        }
+    }
+
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             End::Done => "done",
@@ -285,7 +300,7 @@ impl Forward {
         let now = Instant::now();
         self.opened = Some(now);
         self.forwards.metrics.pending.dec();
-        self.forwards.metrics.opened(now - self.began);
+        self.forwards.metrics.opened(self.role, now - self.began);
     }
 
     /// How it ends; the last word before it is dropped counts.
@@ -295,6 +310,9 @@ impl Forward {
 
     /// Bytes of the client and of the service were carried.
     pub(crate) fn count(&mut self, bytes_in: u64, bytes_out: u64) {
+        if self.bytes.out == 0 && bytes_out > 0 {
+            self.forwards.metrics.answered(self.role, self.began.elapsed());
+        }
         self.bytes.into += bytes_in;
         self.bytes.out += bytes_out;
         let (new_in, new_out) = (self.bytes.into - self.told.into, self.bytes.out - self.told.out);
@@ -325,7 +343,7 @@ impl Drop for Forward {
         if self.opened.is_none() {
             forwards.metrics.pending.dec();
         }
-        forwards.metrics.ended(self.end, duration);
+        forwards.metrics.ended(self.role, self.end, duration);
         let logged = match forwards.access {
             AccessLog::All => true,
             AccessLog::Failed => self.end != End::Done,

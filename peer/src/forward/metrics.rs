@@ -13,9 +13,13 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::account::Role;
 use super::{End, Protocol};
+use crate::metrics::label;
 
 /// From a backend on the same host to the longest wait for an owner.
 const OPEN_BUCKETS_S: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
+/// From a cache on the same host to a report that takes its minute.
+const FIRST_BYTE_BUCKETS_S: [f64; 12] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
 /// From a request that closes to a connection that stays for a day.
 const DURATION_BUCKETS_S: [f64; 9] = [0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 86_400.0];
 
@@ -61,27 +65,47 @@ pub(crate) struct ForwardMetrics {
     bytes_in: Counter,
     bytes_out: Counter,
     bytes_family: Family<DirectionLabel, Counter>,
-    open: Histogram,
-    duration: Histogram,
+    ended: [[Counter; End::OUTCOMES.len()]; Role::ALL.len()],
+    ended_family: Family<EndLabels, Counter>,
+    open: Times,
+    first_byte: Times,
+    duration: Times,
     requests: [Counter; Protocol::ALL.len()],
     requests_family: Family<ProtocolLabel, Counter>,
     answers: [Counter; Answer::ALL.len()],
     answers_family: Family<OutcomeLabel, Counter>,
 }
 
-macro_rules! label {
-    ($name:ident, $key:ident) => {
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-        struct $name {
-            $key: &'static str,
-        }
-    };
-}
 label!(RoleLabel, role);
 label!(ReasonLabel, reason);
 label!(DirectionLabel, direction);
 label!(ProtocolLabel, protocol);
 label!(OutcomeLabel, outcome);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndLabels {
+    role: &'static str,
+    outcome: &'static str,
+}
+
+/// A histogram for each role.
+#[derive(Debug, Clone)]
+struct Times {
+    of: [Histogram; Role::ALL.len()],
+    family: Family<RoleLabel, Histogram, fn() -> Histogram>,
+}
+
+impl Times {
+    fn new(histogram: fn() -> Histogram) -> Self {
+        let family = Family::new_with_constructor(histogram);
+        let of = Role::ALL.map(|it| family.get_or_create_owned(&RoleLabel { role: it.as_str() }));
+        Times { of, family }
+    }
+
+    fn observe(&self, role: Role, time: Duration) {
+        self.of[role as usize].observe(time.as_secs_f64());
+    }
+}
 
 impl Default for ForwardMetrics {
     fn default() -> Self {
@@ -89,6 +113,10 @@ impl Default for ForwardMetrics {
         let bytes_family = Family::<DirectionLabel, Counter>::default();
         let requests_family = Family::<ProtocolLabel, Counter>::default();
         let answers_family = Family::<OutcomeLabel, Counter>::default();
+        let ended_family = Family::<EndLabels, Counter>::default();
+        let ended = |role: Role, outcome| {
+            ended_family.get_or_create_owned(&EndLabels { role: role.as_str(), outcome })
+        };
         ForwardMetrics {
             active: Gauge::default(),
             pending: Gauge::default(),
@@ -99,8 +127,11 @@ impl Default for ForwardMetrics {
             bytes_in: bytes_family.get_or_create_owned(&DirectionLabel { direction: "in" }),
             bytes_out: bytes_family.get_or_create_owned(&DirectionLabel { direction: "out" }),
             bytes_family,
-            open: Histogram::new(OPEN_BUCKETS_S),
-            duration: Histogram::new(DURATION_BUCKETS_S),
+            ended: Role::ALL.map(|role| End::OUTCOMES.map(|outcome| ended(role, outcome))),
+            ended_family,
+            open: Times::new(|| Histogram::new(OPEN_BUCKETS_S)),
+            first_byte: Times::new(|| Histogram::new(FIRST_BYTE_BUCKETS_S)),
+            duration: Times::new(|| Histogram::new(DURATION_BUCKETS_S)),
             requests: Protocol::ALL
                 .map(|it| requests_family.get_or_create_owned(&ProtocolLabel { protocol: it.as_str() })),
             requests_family,
@@ -126,8 +157,13 @@ impl ForwardMetrics {
         );
         registry.register(
             "forwards",
-            "Forwards begun since the start, by the part this peer has in them; pairs with forwards_failed",
+            "Forwards begun, by the part this Peer has in them; pairs with forwards_ended",
             self.total_family.clone(),
+        );
+        registry.register(
+            "forwards_ended",
+            "Forwards that ended, by the part this Peer had in them and how they did",
+            self.ended_family.clone(),
         );
         registry.register(
             "forwards_failed",
@@ -149,13 +185,19 @@ impl ForwardMetrics {
             "forward_open",
             "How long forwards took from the wish to the first byte that may flow",
             Unit::Seconds,
-            self.open.clone(),
+            self.open.family.clone(),
+        );
+        registry.register_with_unit(
+            "forward_first_byte",
+            "How long forwards took from the wish to the first byte of the service",
+            Unit::Seconds,
+            self.first_byte.family.clone(),
         );
         registry.register_with_unit(
             "forward_duration",
             "How long forwards took from the wish to their end",
             Unit::Seconds,
-            self.duration.clone(),
+            self.duration.family.clone(),
         );
         registry.register(
             "requests",
@@ -182,12 +224,17 @@ impl ForwardMetrics {
         self.bytes_out.inc_by(bytes_out);
     }
 
-    pub(super) fn opened(&self, after: Duration) {
-        self.open.observe(after.as_secs_f64());
+    pub(super) fn opened(&self, role: Role, after: Duration) {
+        self.open.observe(role, after);
     }
 
-    pub(super) fn ended(&self, end: End, after: Duration) {
-        self.duration.observe(after.as_secs_f64());
+    pub(super) fn answered(&self, role: Role, after: Duration) {
+        self.first_byte.observe(role, after);
+    }
+
+    pub(super) fn ended(&self, role: Role, end: End, after: Duration) {
+        self.duration.observe(role, after);
+        self.ended[role as usize][end.outcome()].inc();
         if end != End::Done {
             self.failed.get_or_create(&ReasonLabel { reason: end.as_str() }).inc();
         }

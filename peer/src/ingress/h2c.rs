@@ -53,7 +53,10 @@ pub(super) async fn serve(
     let farewell = match opened {
         Ok(request) => match refusal(&mut client, first, &request, ingress).await {
             None => return,
-            Some((status, proxy_id, why)) => reply(status, proxy_id, &why, request.stream, has_settings),
+            Some((status, proxy_id, why)) => {
+                ingress.metrics.told(status);
+                reply(status, proxy_id, &why, request.stream, has_settings)
+            }
         },
         Err(End::Gone) => return,
         Err(End::Idle) => h2c_goaway(H2cErrorCode::NoError, "", has_settings),
@@ -65,6 +68,7 @@ pub(super) async fn serve(
             match error {
                 H2cError::Connection { code, why } => h2c_goaway(code, why, has_settings),
                 H2cError::Request { stream, .. } => {
+                    ingress.metrics.told(Status::BadRequest);
                     reply(Status::BadRequest, new_proxy_id(), &error.to_string(), stream, has_settings)
                 }
             }

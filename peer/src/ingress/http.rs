@@ -387,6 +387,7 @@ impl Connection {
         why: &(dyn fmt::Display + Sync),
     ) -> Next {
         self.down.clear();
+        self.ingress.metrics.told(status);
         let reply =
             ErrorReply { status, proxy_id, why, keep_alive: true, to_head: head.is_head() }.to_bytes();
         match self.client.get_mut().write_all(&reply).await {
@@ -402,6 +403,7 @@ impl Connection {
         status: Status,
         why: &(dyn fmt::Display + Sync),
     ) {
+        self.ingress.metrics.told(status);
         let to_head = head.is_some_and(RequestHead::is_head);
         let reply = ErrorReply { status, proxy_id, why, keep_alive: false, to_head }.to_bytes();
         if self.client.get_mut().write_all(&reply).await.is_ok() {

@@ -7,11 +7,6 @@ use std::time::Duration;
 
 use p2p_runtime::tcp;
 use p2p_runtime::tls::ServerTls;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -19,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::bound::{self, BoundPort};
+use super::metrics::IngressMetrics;
 use super::peek::{self, Caller, NoCaller};
 use super::{SourceRanges, h2c, http, socks, tls};
 use crate::forward::Forwarder;
@@ -114,53 +110,6 @@ pub(crate) struct IngressLimits {
     pub(crate) handshakes: usize,
 }
 
-/// Counts of the port.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct IngressMetrics {
-    opened: Family<KindLabel, Counter>,
-    open: Gauge,
-    closed: Family<ReasonLabel, Counter>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindLabel {
-    kind: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-impl IngressMetrics {
-    /// Shows the counts in `registry`.
-    pub(crate) fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "connections_opened",
-            "Connections to the listening port and bound ports since the start, by what they turned out to be",
-            self.opened.clone(),
-        );
-        registry.register(
-            "connections_open",
-            "Connections to the listening port and bound ports open now",
-            self.open.clone(),
-        );
-        registry.register(
-            "connections_refused",
-            "Connections closed before any forward, by reason",
-            self.closed.clone(),
-        );
-    }
-
-    fn opened(&self, kind: &'static str) {
-        self.opened.get_or_create(&KindLabel { kind }).inc();
-    }
-
-    pub(super) fn refused(&self, reason: &'static str) {
-        self.closed.get_or_create(&ReasonLabel { reason }).inc();
-    }
-}
-
 impl Ingress {
     /// Accepts on the shared port until `stop`; then waits at most `grace` for what is in flight, on all ports.
     pub(crate) async fn run(
@@ -224,7 +173,7 @@ impl Ingress {
             }
         };
         let (remote, caller) = caller;
-        self.metrics.opened(caller.kind());
+        self.metrics.opened(&caller);
         match caller {
             Caller::Tunnel => Box::pin(self.tunnel(stream, first, remote, stop)).await,
             Caller::Link => Box::pin(self.link(stream, first, remote)).await,

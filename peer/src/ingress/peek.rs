@@ -41,15 +41,19 @@ impl Caller {
         matches!(self, Caller::Tunnel | Caller::Link)
     }
 
-    /// The kind in one word, for metrics.
-    pub(super) const fn kind(&self) -> &'static str {
+    /// The kinds, in metrics.
+    pub(super) const KINDS: [&'static str; 7] = ["tunnel", "link", "tls", "http", "h2c", "socks", "bound"];
+
+    /// Which of the kinds this is.
+    pub(super) const fn kind(&self) -> usize {
         match self {
-            Caller::Tunnel | Caller::Link => "peer",
-            Caller::Tls(_) => "tls",
-            Caller::Http => "http",
-            Caller::H2c => "h2c",
-            Caller::Socks => "socks",
-            Caller::Bound(_) => "bound",
+            Caller::Tunnel => 0,
+            Caller::Link => 1,
+            Caller::Tls(_) => 2,
+            Caller::Http => 3,
+            Caller::H2c => 4,
+            Caller::Socks => 5,
+            Caller::Bound(_) => 6,
         }
     }
 }

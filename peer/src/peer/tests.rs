@@ -171,7 +171,10 @@ async fn two_peers_meet_through_a_server_and_serve_each_other() {
     assert_eq!((status.peers, status.servers.len(), status.servers[0].connected), (1, 1, true));
     assert!(get(b.metrics, "ops", "/readyz").await.ends_with("ready\n"));
     let metrics = get(b.metrics, "ops", "/metrics").await;
-    assert!(metrics.contains("p2p_peer_routes 1") && metrics.contains("p2p_peer_peers 1"), "{metrics}");
+    assert!(
+        metrics.contains("p2p_peer_routes 1") && metrics.contains("p2p_peer_peers{learned=\"servers\"} 1"),
+        "{metrics}"
+    );
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &std::fs::metadata(b.dir.path().join("agent.sock")).unwrap().permissions(),
     );

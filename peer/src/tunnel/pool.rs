@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::remote::{Idle, Remote, lock};
 use super::direct::DialFailures;
-use super::{DirectDialer, DirectTunnel};
+use super::{DirectDialer, DirectTunnel, TunnelMetrics};
 use crate::published::Views;
 
 pub(crate) use self::error::{NotAccepted, PoolError};
@@ -95,12 +95,19 @@ struct Shared {
     /// There is something to do for [`Pool::run`].
     wake: Notify,
     congestion: OnceLock<CongestionReport>,
+    metrics: TunnelMetrics,
     log: Logger,
 }
 
 impl Pool {
     /// An empty pool; [`Pool::run`] must run beside it.
-    pub(crate) fn new(dialer: DirectDialer, views: Arc<Views>, limits: PoolLimits, log: Logger) -> Self {
+    pub(crate) fn new(
+        dialer: DirectDialer,
+        views: Arc<Views>,
+        limits: PoolLimits,
+        metrics: TunnelMetrics,
+        log: Logger,
+    ) -> Self {
         let dials = Semaphore::new(limits.dials);
         let shared = Shared {
             dialer,
@@ -112,6 +119,7 @@ impl Pool {
             changed: Notify::new(),
             wake: Notify::new(),
             congestion: OnceLock::new(),
+            metrics,
             log,
         };
         Pool { shared: Arc::new(shared) }
@@ -276,6 +284,7 @@ impl Pool {
         let mut any = false;
         for remote in remotes {
             let (broken, old) = remote.sweep(cx, &self.shared.limits);
+            self.shared.count_unanswered(&remote);
             for (count, reason) in [(broken, "the connection broke while idle"), (old, "not needed any more")]
             {
                 if count > 0 {
@@ -414,6 +423,15 @@ impl Shared {
 
     /// Dials where the published tables say, and counts nothing.
     async fn dial_known(&self, remote: &Remote) -> Result<DirectTunnel, DialFailures> {
+        let dialled = self.dial_where_known(remote).await;
+        match &dialled {
+            Ok(_) => self.metrics.dialled.inc(),
+            Err(_) => self.metrics.dial_failed.inc(),
+        };
+        dialled
+    }
+
+    async fn dial_where_known(&self, remote: &Remote) -> Result<DirectTunnel, DialFailures> {
         let (known, rule) = {
             let tables = self.views.tables();
             (tables.peer(remote.id).cloned(), Arc::clone(tables.dial_rule()))

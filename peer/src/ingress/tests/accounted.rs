@@ -67,11 +67,15 @@ async fn both_peers_log_a_forward_alike() {
     assert_eq!(metric(&owner, "forwards_total{role=\"owner\"}"), 1.0);
     assert_eq!(metric(&ingress, "requests_total{protocol=\"http\"}"), 2.0);
     assert_eq!(metric(&ingress, "forward_answers_total{outcome=\"accepted\"}"), 1.0);
-    for node in [&ingress, &owner] {
+    for (node, role) in [(&ingress, "ingress"), (&owner, "owner")] {
+        for time in ["open", "first_byte", "duration"] {
+            let count = format!("forward_{time}_seconds_count{{role=\"{role}\"}}");
+            assert_eq!(metric(node, &count), 1.0, "{count}");
+        }
+        let done = format!("forwards_ended_total{{role=\"{role}\",outcome=\"done\"}}");
+        assert_eq!(metric(node, &done), 1.0);
         assert_eq!(metric(node, "forward_bytes_total{direction=\"in\"}"), sent as f64);
         assert!(metric(node, "forward_bytes_total{direction=\"out\"}") > 80.0);
-        assert_eq!(metric(node, "forward_open_seconds_count"), 1.0);
-        assert_eq!(metric(node, "forward_duration_seconds_count"), 1.0);
         assert_eq!((metric(node, "forwards_active"), metric(node, "forwards_pending")), (0.0, 0.0));
     }
 }
@@ -131,6 +135,13 @@ async fn ends_have_their_reasons() {
         expected(&[("cuts", "client_broke"), ("dead", "backend_refused"), ("hangs", "client_broke")])
     );
     assert_eq!(metric(&ingress, "forwards_failed_total{reason=\"backend_refused\"}"), 1.0);
+    for (outcome, count) in
+        [("done", 0.0), ("not_opened", 2.0), ("client_broke", 1.0), ("service_broke", 1.0)]
+    {
+        let line = format!("forwards_ended_total{{role=\"ingress\",outcome=\"{outcome}\"}}");
+        assert_eq!(metric(&ingress, &line), count, "{line}");
+    }
+    assert_eq!(metric(&ingress, "forward_first_byte_seconds_count{role=\"ingress\"}"), 1.0);
     assert_eq!(metric(&ingress, "forward_answers_total{outcome=\"refused\"}"), 1.0);
     assert_eq!((metric(&ingress, "forwards_active"), metric(&ingress, "forwards_pending")), (0.0, 0.0));
 }

@@ -41,21 +41,32 @@ pub(crate) struct NotAsked(NodeId);
 
 /// When one remote was asked for tunnels that it has not brought yet, the oldest first; at most [`TUNNELS_ASKED_MAX`].
 #[derive(Debug, Default)]
-pub(super) struct Asked(VecDeque<Instant>);
+pub(super) struct Asked {
+    since: VecDeque<Instant>,
+    /// How many did not come in time and are not counted yet.
+    unanswered: u64,
+}
 
 impl Asked {
     fn forget_old(&mut self, now: Instant) {
-        while self.0.front().is_some_and(|at| now.duration_since(*at) >= ANSWER_TIMEOUT) {
-            self.0.pop_front();
+        while self.since.front().is_some_and(|at| now.duration_since(*at) >= ANSWER_TIMEOUT) {
+            self.since.pop_front();
+            self.unanswered += 1;
         }
+    }
+
+    /// How many did not come in time, since it was asked last.
+    fn take_unanswered(&mut self, now: Instant) -> u64 {
+        self.forget_old(now);
+        std::mem::take(&mut self.unanswered)
     }
 
     /// Notes that one more is wanted; false when as many are already.
     fn push(&mut self, now: Instant) -> bool {
         self.forget_old(now);
-        let room = self.0.len() < TUNNELS_ASKED_MAX as usize;
+        let room = self.since.len() < TUNNELS_ASKED_MAX as usize;
         if room {
-            self.0.push_back(now);
+            self.since.push_back(now);
         }
         room
     }
@@ -63,12 +74,12 @@ impl Asked {
     /// One came; false when none is expected.
     fn pop(&mut self, now: Instant) -> bool {
         self.forget_old(now);
-        self.0.pop_front().is_some()
+        self.since.pop_front().is_some()
     }
 
     /// How many can be counted on.
     fn expected(&self, now: Instant) -> usize {
-        self.0.iter().filter(|at| now.duration_since(**at) < ASK_AGAIN).count()
+        self.since.iter().filter(|at| now.duration_since(**at) < ASK_AGAIN).count()
     }
 }
 
@@ -114,8 +125,10 @@ impl Pool {
     ) -> Result<(), NotAsked> {
         let (shared, remote) = (&self.shared, Arc::clone(&counted.remote));
         if !lock(&remote.asked).pop(Instant::now()) {
+            shared.metrics.unexpected.inc();
             return Err(NotAsked(remote.id));
         }
+        shared.metrics.matched.inc();
         if remote.dialled.fetch_add(1, Ordering::Relaxed) == 0 {
             info!(shared.log, "link up"; "peer_id" => remote.id, "address" => %direct.address,
                 "rtt_us" => direct.rtt.as_micros() as u64, "congestion" => %direct.congestion);
@@ -146,7 +159,16 @@ impl Shared {
             (0..missing).take_while(|_| asked.push(now)).count() as u32
         };
         if more > 0 {
+            self.metrics.asked.inc_by(u64::from(more));
             self.note(remote, |changes| changes.wanted += more);
+        }
+    }
+
+    /// Counts the tunnels that `remote` did not bring in time.
+    pub(super) fn count_unanswered(&self, remote: &Remote) {
+        let unanswered = lock(&remote.asked).take_unanswered(Instant::now());
+        if unanswered > 0 {
+            self.metrics.timed_out.inc_by(unanswered);
         }
     }
 
