@@ -13,6 +13,7 @@ macro_rules! eventually {
     };
 }
 
+mod documented;
 mod server;
 mod services;
 

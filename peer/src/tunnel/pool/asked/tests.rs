@@ -52,6 +52,8 @@ fn as_many_are_expected_as_were_asked_for_and_not_for_ever() {
     assert!(asked.push(now));
     let later = now + ANSWER_TIMEOUT;
     assert!(!asked.pop(later));
+    assert_eq!(asked.take_unanswered(later), u64::from(TUNNELS_ASKED_MAX));
+    assert_eq!(asked.take_unanswered(later), 0);
     assert!(asked.push(later));
     // What has not come after a while is not counted on, and still taken.
     assert_eq!((asked.expected(later), asked.expected(later + ASK_AGAIN)), (1, 0));
@@ -72,6 +74,8 @@ async fn tunnels_are_brought_and_used_again() {
         let fresh = asker.pool.take_fresh(bringer.id, soon()).await.unwrap();
         assert_eq!(wanted.load(Ordering::Relaxed), 2);
         assert_eq!(asker.pool.tunnels(), (2, 0));
+        assert_eq!((asker.tunnel_metrics.asked.get(), asker.tunnel_metrics.matched.get()), (2, 2));
+        assert_eq!(bringer.tunnel_metrics.dialled.get(), 2);
         settled("counted as served", || bringer.pool.tunnels() == (0, 2)).await;
         drop(fresh);
         settled("one closed", || bringer.pool.tunnels() == (0, 1)).await;
@@ -135,6 +139,8 @@ async fn what_nobody_asked_for_is_not_taken() {
     })
     .await;
     settled("none was taken", || asker.pool.tunnels() == (0, 0)).await;
+    settled("all five were counted", || asker.tunnel_metrics.unexpected.get() == 5).await;
+    assert_eq!(asker.tunnel_metrics.matched.get(), 0);
 }
 
 #[tokio::test]
