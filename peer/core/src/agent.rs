@@ -64,7 +64,8 @@ use crate::view::PeerViews;
 /// How long a lost Server's word counts, and how long a Peer works on without any (SPEC P6).
 pub const GRACE: Duration = Duration::from_secs(30);
 
-/// See the [module](self).
+/// Everything a Peer decides: fed through the `handle_*` methods, drained by [`Agent::poll_output`], due again at
+/// [`Agent::poll_timeout`].
 #[derive(Debug)]
 pub struct Agent {
     mesh: Mesh,

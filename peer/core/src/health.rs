@@ -33,7 +33,7 @@ pub const FAILURES_MAX: u32 = 3;
 /// none answers.
 pub const CHECKS_MAX: usize = 64;
 
-/// See the [module](self).
+/// The own services at run time: which are offered, which of their backends are checked, which drain.
 #[derive(Debug)]
 pub struct Health {
     services: OwnServices,
