@@ -17,6 +17,7 @@ mod names;
 pub(crate) mod open;
 pub(crate) mod owner;
 mod recent;
+mod silent;
 pub(crate) mod splice;
 
 pub use account::AccessLog;
@@ -26,6 +27,7 @@ pub(crate) use metrics::ForwardMetrics;
 pub(crate) use names::new_proxy_id;
 pub(crate) use open::{Forwarder, Opened};
 pub(crate) use recent::Recents;
+pub(crate) use silent::SilentOwners;
 
 /// How a client asked for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

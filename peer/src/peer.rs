@@ -174,6 +174,7 @@ impl Peer {
             views: Arc::clone(&views),
             pool: pool.clone(),
             forwards: Arc::clone(&forwards),
+            silent: Arc::default(),
             buffers: buffers.clone(),
             log: log.clone(),
         };

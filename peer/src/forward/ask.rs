@@ -121,9 +121,16 @@ impl Forwarder {
         request: &mut Request<'_>,
     ) -> Result<Accepted, NotAccepted> {
         let deadline = request.deadline.min(Instant::now() + TUNNEL_TIMEOUT);
-        let lease = self.pool.take(owner, deadline).await;
-        // Nothing has left: whoever else has the service may be asked.
-        let lease = lease.map_err(|error| NotAccepted { error: error.into(), elsewhere: true })?;
+        let lease = match self.pool.take(owner, deadline).await {
+            Ok(lease) => lease,
+            // Nothing has left: whoever else has the service may be asked.
+            Err(error) => {
+                if matches!(error, PoolError::TimedOut(_)) {
+                    self.silent.note(owner, Instant::now());
+                }
+                return Err(NotAccepted { error: error.into(), elsewhere: true });
+            }
+        };
         // The seed's form, for people who know it.
         debug!(self.log, "forward";
             "command" => format_args!("FORWARD:{}:{}:80", request.proxy_id, request.service),
@@ -193,6 +200,9 @@ impl<'a> Asking<'a> {
         let ask = self.take(nth).expect("it has just answered");
         self.left |= ask.sent > 0;
         let forwards = &self.forwarder.forwards;
+        if matches!(verdict, Ok(()) | Err(TunnelError::Refused { .. })) {
+            self.forwarder.silent.answered(self.owner);
+        }
         match verdict {
             Ok(()) => {
                 forwards.count_answer(Answer::Accepted);
@@ -271,6 +281,7 @@ impl<'a> Asking<'a> {
             forwards.count_answer(Answer::TimedOut);
             debug!(self.forwarder.log, "forward not heard of"; "proxy_id" => %request.proxy_id,
                 "peer_id" => self.owner);
+            self.forwarder.silent.note(self.owner, Instant::now());
             self.open_second();
         }
         Step::Wait

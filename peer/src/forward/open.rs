@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::ask::{Accepted, NotAccepted, Request};
 use super::splice::{Buffers, Carrier, CopyBuffer, Plain};
-use super::{End, Forward, Forwards, backend};
+use super::{End, Forward, Forwards, SilentOwners, backend};
 use crate::published::Views;
 use crate::tunnel::{Lease, Pool, PoolError, TunnelError};
 
@@ -32,6 +32,8 @@ pub(crate) struct Forwarder {
     pub(crate) pool: Pool,
     /// The slots.
     pub(crate) forwards: Arc<Forwards>,
+    /// Who goes last.
+    pub(crate) silent: Arc<SilentOwners>,
     /// For copying.
     pub(crate) buffers: Buffers,
     /// Where to report.
@@ -184,7 +186,11 @@ impl Forwarder {
         loop {
             let tables = self.views.tables();
             let me = tables.me();
-            let owner = match tables.resolve(request.service.as_str(), pick, &tried) {
+            let service = request.service.as_str();
+            let silent = self.silent.list(Instant::now());
+            let others = || tables.resolve(service, pick, &[&tried[..], &silent].concat());
+            let first = if silent.is_empty() { None } else { others().ok() };
+            let owner = match first.map_or_else(|| tables.resolve(service, pick, &tried), Ok) {
                 Ok(Route { source: Source::Peer(owner), .. }) => Ok(*owner),
                 Ok(Route { source: Source::Local, backend, .. }) => Err(backend.clone()),
                 // Why the last one did not do says more than that all have been tried.

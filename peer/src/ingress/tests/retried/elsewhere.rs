@@ -77,6 +77,51 @@ async fn a_refused_request_goes_to_another_owner_byte_for_byte() {
     }
 }
 
+/// Peers that hang take bytes and say nothing: the first requests that go to one wait in vain, and warn the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_is_silent_goes_last() {
+    let world = World::new();
+    let ingress = world.node(9, &[], Bounds::default());
+    let (mut owners, mut entries) = (Vec::new(), Vec::new());
+    for n in 1..=2 {
+        let owner = world.node(n, &["web.example=127.0.0.1:1".to_owned()], Bounds::default());
+        let addr = play(
+            &owner,
+            |_| 1,
+            move |_, mut tunnel| async move {
+                while let Some(asked) = asked(&mut tunnel, REQUEST.len()).await {
+                    if n == 1 {
+                        // Until the ingress closes the tunnel.
+                        return drop(poll_recv(&mut tunnel).await);
+                    }
+                    accept(&mut tunnel, &asked, ANSWER).await.unwrap();
+                    if end(&mut tunnel).await.is_err() {
+                        return;
+                    }
+                }
+            },
+        )
+        .await;
+        entries.push(owner.entry_at(addr));
+        owners.push(owner);
+    }
+    ingress.learn_entries(entries, 1);
+
+    // One in two goes to the silent one.
+    let mut first = Vec::new();
+    for _ in 0..16 {
+        let mut client = Client::to(&ingress).await;
+        client.send(REQUEST).await;
+        first.push(client);
+    }
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    for _ in 0..30 {
+        let (status, body, took) = once(&ingress, REQUEST).await;
+        assert_eq!(status, 200, "{body}");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn raw_clients_go_to_another_owner_as_well() {
     let request = pattern(50, 3);
