@@ -22,8 +22,6 @@ const NAME: &str = "web.example";
 const SOON: Duration = Duration::from_secs(3);
 /// An owner has 8 s for its ACCEPT.
 const ACCEPT: Duration = Duration::from_secs(8);
-/// A tunnel may take 5 s to come up.
-const TUNNEL: Duration = Duration::from_secs(5);
 
 /// An answer, or what came instead, and when.
 type Seen = (anyhow::Result<Response>, Instant);
@@ -225,21 +223,19 @@ fn an_owner_that_stops_while_another_has_the_service() -> anyhow::Result<()> {
             Ok(())
         })?;
         freeze(pair.owner().process_mut()?)?;
-        // A request that reached the stopped one is not repeated elsewhere: it may have been acted on. All
-        // others are answered, by the other one.
-        let (begun, mut answered) = (Instant::now(), 0);
-        while begun.elapsed() < Duration::from_secs(15) && answered < 20 {
+        // A request that reached the stopped one is not repeated elsewhere: it may have been acted on. It warns
+        // all others, which are answered by the other one at once.
+        let mut slow = 0;
+        for _ in 0..20 {
             let (answer, took) = get(pair.addr(), "/")?;
             match answer.status {
-                200 => {
-                    ensure!(answer.text().contains("second") && took < TUNNEL + SOON, "after {took:?}");
-                    answered += 1;
-                }
+                200 => ensure!(answer.text().contains("second"), "{}", answer.text()),
                 504 => ensure!(took < ACCEPT + SOON, "504 after {took:?}"),
                 _ => anyhow::bail!("{}", answer.text()),
             }
+            slow += usize::from(answer.status != 200 || took >= SOON);
         }
-        ensure!(answered > 0, "nobody answered for 15 s");
+        ensure!(slow <= 1, "{slow} requests waited for the stopped one");
         pair.owner().process_mut()?.signal(Signal::Continue)
     })
 }
