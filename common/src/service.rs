@@ -42,6 +42,7 @@ impl FromStr for ServiceName {
             && name.len() <= Self::MAX_BYTES
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
             && !name.starts_with('.')
+            && !name.ends_with('.')
             && !name.contains("..");
         if !fits {
             return Err(BadServiceName { text: text.chars().take(300).collect() });
@@ -153,7 +154,7 @@ mod tests {
     fn names_ignore_case_and_final_dot() {
         let name: ServiceName = "Web.Example.".parse().unwrap();
         assert_eq!(name.as_str(), "web.example");
-        for bad in ["", ".", "..", "a b", "a/b", "a:80", ".a", "a..b", &"x".repeat(254)] {
+        for bad in ["", ".", "..", "a b", "a/b", "a:80", ".a", "a..b", "a..", &"x".repeat(254)] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad:?}");
         }
     }
