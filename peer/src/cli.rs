@@ -51,7 +51,7 @@ enum Verb {
     Run(Box<RunArgs>),
     /// Show this Peer's own state and its Servers
     Status(ClientArgs),
-    /// List the other Peers that are online
+    /// List the other Peers: met through Servers or linked, whether they are there, and whether a tunnel is open
     Peers(ClientArgs),
     /// List the services that can be reached by name
     Services(ClientArgs),

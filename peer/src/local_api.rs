@@ -188,7 +188,9 @@ impl Agent for LocalApi {
                 net: Some(convert::net_info_to(&report.net)),
                 services: report.services.iter().map(convert::offer_to).collect(),
                 servers: known.servers.iter().map(ToString::to_string).collect(),
-                linked: matches!(known.link, RouteLink::Up(_)),
+                linked: known.linked,
+                connected: known.connected,
+                up: matches!(known.link, RouteLink::Up(_)),
             }
         });
         Ok(Response::new(v1::AgentListPeersReply { peers: peers.collect() }))

@@ -136,7 +136,7 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
         ("cluster", status.cluster_id),
         ("listens on", net.listen),
         ("offers", dash(candidates.join(", "))),
-        ("peers online", status.peers.to_string()),
+        ("peers known", status.peers.to_string()),
         ("forwards", format!("{} now, {} since the start", status.forwards_active, status.forwards_total)),
         ("tunnels run on", dash(status.congestion_control)),
         ("running for", format!("{uptime:?}")),
@@ -190,6 +190,7 @@ pub(super) async fn peers(args: &ClientArgs) -> Result<(), Exit> {
             json!({
                 "id": peer.id, "name": peer.name, "zone": peer.zone, "addresses": addresses(peer),
                 "services": services(peer), "servers": peer.servers, "linked": peer.linked,
+                "connected": peer.connected, "up": peer.up,
             })
         });
         return print_json(&json!({ "peers": rows.collect::<Vec<_>>() }));
@@ -205,10 +206,15 @@ pub(super) async fn peers(args: &ClientArgs) -> Result<(), Exit> {
                 dash(services(peer).join(",")),
                 peer.servers.len().to_string(),
                 yes(peer.linked),
+                yes(peer.connected),
+                yes(peer.up),
             ]
         })
         .collect();
-    print(&columns(["NAME", "ID", "ZONE", "ADDRESSES", "SERVICES", "SERVERS", "LINKED"], &rows))
+    print(&columns(
+        ["NAME", "ID", "ZONE", "ADDRESSES", "SERVICES", "SERVERS", "LINKED", "CONNECTED", "UP"],
+        &rows,
+    ))
 }
 
 async fn get_tables(args: &ClientArgs) -> Result<v1::AgentTables, Exit> {
