@@ -109,6 +109,8 @@ pub struct World {
     pub addr: SocketAddr,
     pub ca: ClusterCa,
     pub context: ApiContext,
+    pub listen: ListenMetrics,
+    pub transport: TransportMetrics,
     pub ca_tx: watch::Sender<Option<Arc<ClusterCa>>>,
     pub me: NodeId,
     /// A member that is not running.
@@ -216,16 +218,17 @@ impl World {
             remotes,
             driver.view.clone(),
             mailbox.clone(),
-            transport_metrics,
+            transport_metrics.clone(),
             stop.clone(),
             log.clone(),
         );
         let between = tonic::service::Routes::new(v1::peering_server::PeeringServer::new(peering))
             .add_service(v1::raft_server::RaftServer::new(raft));
+        let listen = ListenMetrics::default();
         let acceptor = Acceptor {
             tls: ServerTls::api(Arc::clone(&me.credentials)),
             limits: ListenLimits::default(),
-            metrics: ListenMetrics::default(),
+            metrics: listen.clone(),
             stop: stop.clone(),
             log,
         };
@@ -238,6 +241,8 @@ impl World {
             addr,
             ca,
             context,
+            listen,
+            transport: transport_metrics,
             ca_tx,
             me: me.id,
             other,
