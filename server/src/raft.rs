@@ -1,4 +1,4 @@
-//! Raft in this process: the thread that drives it ([`driver`]), what it publishes ([`View`]), and the way in for
+//! Raft in this process: the thread that drives it (`driver`), what it publishes ([`View`]), and the way in for
 //! everyone else ([`Proposer`]).
 //!
 //! ```text

@@ -15,7 +15,7 @@
 //! stored when [`Store`] returns: sled's own flush does not reach the disk on Linux (it starts the write-back and
 //! syncs nothing), so the log file is synced by a descriptor of our own afterwards.
 //!
-//! No value is longer than [`parts::PART_BYTES`]: sled moves what is larger than a quarter of a segment into files
+//! No value is longer than `parts::PART_BYTES`: sled moves what is larger than a quarter of a segment into files
 //! that it never syncs, and what it writes is not the value alone but its leaf with up to some twenty neighbours.
 //!
 //! A store that does not open or contradicts itself is never repaired or wiped here (SPEC C9): a node that

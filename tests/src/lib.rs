@@ -4,7 +4,7 @@
 //! - [`backend`] and [`http`]: a real HTTP service to forward to and a client that shows what came back.
 //! - [`clients`]: programs nobody here wrote, through two Peers.
 //! - [`kill_rounds`]: no acknowledged write is lost while Servers are killed.
-//! - [`bench`]: ours and a rival in turns, and how the result is written down.
+//! - [`mod@bench`]: ours and a rival in turns, and how the result is written down.
 //! - [`tidy`]: what the compiler does not check about the repository: direction of dependencies, links, words.
 
 pub mod backend;

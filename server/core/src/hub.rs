@@ -133,7 +133,7 @@ pub struct PeerListing {
     pub links: Arc<[LinkRow]>,
 }
 
-/// All that concerns the sessions of Peers. See the [module](self).
+/// All that concerns the sessions of Peers.
 #[derive(Debug)]
 pub struct Hub {
     peers: PeerTable,
