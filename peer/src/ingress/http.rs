@@ -21,7 +21,7 @@ mod exchange;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use p2p_common::service::{ServiceName, ServiceState};
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::exchange::{Exchange, Failure, Outcome};
 use super::listener::Ingress;
-use crate::forward::splice::{Carrier, CopyBuffer, Plain};
+use crate::forward::splice::{Carrier, CopyBuffer, Plain, poll_read_into};
 use crate::forward::{End, Opened, Protocol, RawCall, ending, new_proxy_id};
 
 /// A head arrives within this time once it began: longer than a phone on a train needs, short enough that a
@@ -147,12 +147,13 @@ impl Connection {
     /// Ready with the client's first bytes, or when no forward is open any more.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NoHead>> {
         if let Some(open) = &mut self.open {
-            match open.opened.poll_recv(cx, self.down.space()) {
+            match poll_read_into(cx, &mut open.opened, &mut self.down) {
                 Poll::Pending => {}
                 // The service ended it in order: the tunnel is as good as new.
                 Poll::Ready(Ok(0)) => self.retire(),
                 // It broke, or an answer to nothing came.
                 Poll::Ready(Ok(_) | Err(_)) => {
+                    self.down.clear();
                     if let Some(open) = self.open.take() {
                         open.opened.leave();
                     }
@@ -183,13 +184,9 @@ impl Connection {
         if self.client_ended {
             return Poll::Ready(Err(NoHead::Gone));
         }
-        match self.client.poll_recv(cx, self.up.space()) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(NoHead::Gone)),
-            Poll::Ready(Ok(count)) => {
-                self.up.fill(count);
-                Poll::Ready(Ok(()))
-            }
+        match ready!(poll_read_into(cx, &mut self.client, &mut self.up)) {
+            Ok(0) | Err(_) => Poll::Ready(Err(NoHead::Gone)),
+            Ok(_) => Poll::Ready(Ok(())),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! rustls shakes hands, verifies, and derives the keys; the records in between are sealed and opened here, with
 //! the AEADs of the same library, and for two reasons only: bytes are sealed straight out of the caller's
-//! buffer and opened where they were received, many records to a system call, where the general stream copies
+//! buffer and opened where they were received, up to sixteen records to a system call, where the general stream copies
 //! each twice and reads it in pieces of 4 KiB; and a stream on which nothing moves holds no buffer
 //! (SPEC F12). On the wire it is plain TLS 1.3 (RFC 8446), whatever the other side runs.
 //!
@@ -31,7 +31,7 @@ use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use self::buffers::{Buffer, WRITE_MAX_BYTES};
+use self::buffers::Buffer;
 use self::handshake::{Established, Rekey};
 use self::records::{Content, HEADER_BYTES, Keys, RECORD_MAX_BYTES, RecordError, sealed_length};
 
@@ -174,14 +174,16 @@ impl<S> TunnelStream<S> {
         }
     }
 
-    /// Seals up to [`WRITE_MAX_BYTES`] of `pieces` behind what waits to be sent; how many.
+    /// Seals what of `pieces` fits into the buffer behind what waits to be sent, at most a key update; how many
+    /// bytes.
     fn seal(&mut self, pieces: &[IoSlice<'_>]) -> Result<usize, RecordError> {
+        let all_bytes = self.outgoing.records() * RECORD_MAX_BYTES;
         let mut pieces = pieces.iter().map(|piece| &**piece).filter(|piece| !piece.is_empty());
         let mut piece = pieces.next().unwrap_or_default();
         let mut next = pieces.next();
         let mut sealed = 0;
-        while !piece.is_empty() && sealed < WRITE_MAX_BYTES {
-            let most = RECORD_MAX_BYTES.min(WRITE_MAX_BYTES - sealed);
+        while !piece.is_empty() && sealed < all_bytes {
+            let most = RECORD_MAX_BYTES.min(all_bytes - sealed);
             let into = self.outgoing.room();
             let record;
             if piece.len() >= most || next.is_none() {
@@ -258,7 +260,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TunnelStream<S> {
             let why = "the connection ended without close_notify";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
         }
-        self.incoming.fill(count);
+        self.incoming.receive(count);
         Poll::Ready(Ok(()))
     }
 }
@@ -303,6 +305,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TunnelStream<S> {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         ready!(this.poll_outgoing(cx))?;
+        this.outgoing.expect(bufs.iter().map(|buf| buf.len()).sum());
+        this.outgoing.room();
         this.update_keys()?;
         let count = this.seal(bufs).map_err(bad)?;
         // What the socket does not take now goes out with the next write or flush.

@@ -9,7 +9,7 @@ use p2p_peer_core::{
 };
 use tokio::net::TcpStream;
 
-use crate::forward::splice::{Carrier, CopyBuffer, Plain};
+use crate::forward::splice::{Carrier, CopyBuffer, Plain, poll_read_into};
 use crate::forward::{End, Opened};
 use crate::tunnel::TunnelError;
 
@@ -189,7 +189,7 @@ impl Exchange {
             }
             // Behind a whole request lies the next one, or the news that the client sends no more.
             if !self.client_ended && !buffer.is_full() {
-                match client.poll_recv(cx, buffer.space()) {
+                match poll_read_into(cx, client, buffer) {
                     Poll::Ready(Ok(0)) => {
                         if let Err(error) = self.request.handle_eof() {
                             return Poll::Ready(Failure::Client(io::Error::other(error).into()));
@@ -197,8 +197,7 @@ impl Exchange {
                         self.client_ended = true;
                         continue;
                     }
-                    Poll::Ready(Ok(count)) => {
-                        buffer.fill(count);
+                    Poll::Ready(Ok(_)) => {
                         self.up.shown = false;
                         continue;
                     }
@@ -252,13 +251,12 @@ impl Exchange {
                 self.down.shown = true;
                 continue;
             }
-            match ready!(upstream.poll_recv(cx, buffer.space())) {
+            match ready!(poll_read_into(cx, upstream, buffer)) {
                 Ok(0) => match self.response.handle_eof() {
                     Ok(()) => self.then = Then::Done,
                     Err(error) => return failed(Failure::Response(error)),
                 },
-                Ok(count) => {
-                    buffer.fill(count);
+                Ok(_) => {
                     self.response_seen = true;
                     self.down.shown = false;
                 }

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 
+use p2p_common::wire::tunnel::FRAME_MAX_BYTES;
 use p2p_common::{ClusterId, Epoch, Incarnation, NodeId, NodeKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use uuid::Uuid;
@@ -158,7 +159,7 @@ async fn an_owner_that_breaks_the_protocol_is_dropped() {
         (vec![0, 0, 0, 1, 99], "kind is malformed"),
         (vec![0, 0, 4, 1], "longer than"),
         (vec![0xff; 4], "longer than"),
-        ([&good[..], &[0, 1, 0, 1]].concat(), "longer than"),
+        ([&good[..], &(FRAME_MAX_BYTES as u32 + 1).to_be_bytes()].concat(), "longer than"),
         ([&good[..], &[0, 0, 0, 9, 1, 2]].concat(), "in the middle"),
         (good[..good.len() - 1].to_vec(), "in the middle"),
         (Vec::new(), "in the middle"),

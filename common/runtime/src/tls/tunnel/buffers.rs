@@ -1,27 +1,68 @@
 //! Buffers of [`TunnelStream`](super::TunnelStream)s: held only while bytes are on their way.
+//!
+//! A stream begins with a small one and gets a large one, as long as there are any, once it fills the small one:
+//! fewer and longer reads and writes are what a bulk transfer saves most by. Their number is bounded, so that
+//! thousands of streams that are all stuck hold a small one each at most.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::records::{RECORD_MAX_BYTES, SEALED_MAX_BYTES};
 
-/// Records sealed by one write: what a copy buffer of 64 KiB holds.
-pub(super) const WRITE_RECORDS: usize = 4;
-/// Plaintext of one write.
-pub(super) const WRITE_MAX_BYTES: usize = WRITE_RECORDS * RECORD_MAX_BYTES;
-/// A write's records, a key update and a close_notify.
-const BUFFER_BYTES: usize = WRITE_RECORDS * SEALED_MAX_BYTES + 64;
-/// Buffers kept for the next who needs one: 8 MiB. More are allocated and freed as they are needed.
+/// Records in a small buffer: what a copy buffer of 64 KiB holds.
+const SMALL_RECORDS: usize = 4;
+/// Records in a large one: 256 KiB.
+const LARGE_RECORDS: usize = 16;
+/// For a key update and a close_notify behind full records.
+const EXTRA_BYTES: usize = 64;
+/// Small buffers kept for the next who needs one: 8 MiB. More are allocated and freed as they are needed.
 const SPARE_MAX: usize = 128;
+/// Large buffers there are at most, in use or not: 16 MiB.
+const LARGE_MAX: usize = 64;
 
 /// Buffers that are not in use, of all streams of the process.
-static SPARE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+static SPARE: Mutex<Spare> = Mutex::new(Spare { small: Vec::new(), large: Vec::new(), large_made: 0 });
+
+struct Spare {
+    small: Vec<Box<[u8]>>,
+    large: Vec<Box<[u8]>>,
+    large_made: usize,
+}
+
+impl Spare {
+    fn take_large(&mut self) -> Option<Box<[u8]>> {
+        self.large.pop().or_else(|| {
+            let may = self.large_made < LARGE_MAX;
+            self.large_made += usize::from(may);
+            may.then(|| vec![0; size_of(LARGE_RECORDS)].into())
+        })
+    }
+
+    fn put(&mut self, bytes: Box<[u8]>) {
+        if bytes.len() == size_of(LARGE_RECORDS) {
+            self.large.push(bytes);
+        } else if self.small.len() < SPARE_MAX {
+            self.small.push(bytes);
+        }
+    }
+}
+
+const fn size_of(records: usize) -> usize {
+    records * SEALED_MAX_BYTES + EXTRA_BYTES
+}
+
+fn spare() -> MutexGuard<'static, Spare> {
+    // A panic of another holder leaves it whole: it changes in single steps.
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Bytes of the wire, contiguous; without any it holds no memory once [`Buffer::release`] is called.
 #[derive(Default)]
 pub(super) struct Buffer {
     bytes: Option<Box<[u8]>>,
     filled: Range<usize>,
+    /// A small one was too small.
+    wants_large: bool,
 }
 
 impl Buffer {
@@ -38,19 +79,44 @@ impl Buffer {
         self.filled.len()
     }
 
+    /// Has it become large, if it can, when it is to take `count` bytes of plaintext.
+    pub(super) fn expect(&mut self, count: usize) {
+        self.wants_large = count > SMALL_RECORDS * RECORD_MAX_BYTES;
+    }
+
+    /// Full records for which there is room when it is empty.
+    pub(super) fn records(&self) -> usize {
+        self.bytes.as_ref().map_or(SMALL_RECORDS, |bytes| bytes.len() / SEALED_MAX_BYTES)
+    }
+
     /// Room behind what is there; what is there moves to the front when the room ends.
     pub(super) fn room(&mut self) -> &mut [u8] {
-        let bytes = self.bytes.get_or_insert_with(|| {
-            let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            spare.unwrap_or_else(|| vec![0; BUFFER_BYTES].into())
-        });
         if self.filled.is_empty() {
             self.filled = 0..0;
-        } else if self.filled.start > 0 && bytes.len() - self.filled.end < SEALED_MAX_BYTES {
+            let is_large = self.bytes.as_ref().is_some_and(|bytes| bytes.len() == size_of(LARGE_RECORDS));
+            if self.wants_large && !is_large {
+                let mut spare = spare();
+                if let Some(large) = spare.take_large()
+                    && let Some(small) = self.bytes.replace(large)
+                {
+                    spare.put(small);
+                }
+            }
+        }
+        let bytes = self.bytes.get_or_insert_with(|| {
+            spare().small.pop().unwrap_or_else(|| vec![0; size_of(SMALL_RECORDS)].into())
+        });
+        if self.filled.start > 0 && bytes.len() - self.filled.end < SEALED_MAX_BYTES {
             bytes.copy_within(self.filled.clone(), 0);
             self.filled = 0..self.filled.len();
         }
         &mut bytes[self.filled.end..]
+    }
+
+    /// Takes `count` bytes that were received into [`Buffer::room`]; whoever fills a small buffer gets a large one.
+    pub(super) fn receive(&mut self, count: usize) {
+        self.fill(count);
+        self.wants_large = self.filled.end >= size_of(SMALL_RECORDS);
     }
 
     /// Takes `count` bytes that were written into [`Buffer::room`].
@@ -70,10 +136,7 @@ impl Buffer {
             return;
         }
         if let Some(bytes) = self.bytes.take() {
-            let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-            if spare.len() < SPARE_MAX {
-                spare.push(bytes);
-            }
+            spare().put(bytes);
         }
     }
 }
