@@ -164,6 +164,11 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_servers_lost: Option<String>,
 
+    /// Tunnels in use to one other Peer at a time; further forwards wait for one [default: 1024]
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnels_per_remote: Option<usize>,
+
     /// Seconds between two attempts at a remote peer [default: 5]
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -248,6 +253,8 @@ pub struct PeerConfig {
     pub mesh: Mesh,
     /// What happens without Servers.
     pub on_servers_lost: OnServersLost,
+    /// Tunnels in use to one other Peer at a time; it may have twice as many to here, the idle ones included.
+    pub tunnels_per_remote: usize,
     /// When connections without data speak, and when they count as lost.
     pub heartbeat: Heartbeat,
     /// The wait between two attempts at a remote peer.
@@ -344,6 +351,11 @@ impl RawConfig {
                 other => {
                     return Err(bad("on_servers_lost", format!("'{other}' is neither stop nor keep-direct")));
                 }
+            },
+            // One busy Peer must not take all connections of another.
+            tunnels_per_remote: match self.tunnels_per_remote.unwrap_or(1_024) {
+                count @ 1..=65_536 => count,
+                other => return Err(bad("tunnels_per_remote", format!("{other} is not from 1 to 65536"))),
             },
             heartbeat: Heartbeat { every, silence },
             reconnect_interval: seconds(

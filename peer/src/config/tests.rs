@@ -83,6 +83,7 @@ fn each_wrong_setting_is_named() {
         (RawConfig { telemetry_path: Some("metrics".into()), ..minimal() }, "telemetry_path"),
         (RawConfig { telemetry_path: Some("/readyz".into()), ..minimal() }, "telemetry_path"),
         (RawConfig { telemetry_path: Some("/{x}".into()), ..minimal() }, "telemetry_path"),
+        (RawConfig { tunnels_per_remote: Some(0), ..minimal() }, "tunnels_per_remote"),
         (RawConfig { reconnect_interval_seconds: Some(0), ..minimal() }, "reconnect_interval_seconds"),
         (RawConfig { heartbeat_interval_seconds: Some(11), ..minimal() }, "heartbeat_interval_seconds"),
         (RawConfig { connection_timeout_seconds: Some(5), ..minimal() }, "connection_timeout_seconds"),
