@@ -1,7 +1,7 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc image interop kill-rounds big-download bench bench-forward bench-framing clean
+.PHONY: help demo build test lint fmt doc image interop kill-rounds big-download bench bench-forward bench-framing bench-scale clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,13 +55,16 @@ big-download: ## Fetch 10 GiB (BIG_BYTES=N) with curl through two Peers and comp
 image: ## Build the container image p2pcore:latest (BINARIES=prebuilt compiles here and pulls nothing)
 	deploy/container/build $(or $(BINARIES),built)
 
-bench: bench-forward bench-framing ## Run all benches
+bench: bench-forward bench-framing bench-scale ## Run all benches
 
 bench-forward: ## Measure forwards beside a direct fetch, haproxy and rathole: target/bench/forward.json
 	cargo run --release -p p2p-tests --bin bench_forward
 
 bench-framing: ## Measure the framing of HTTP/1 beside hyper: target/bench/framing.json
 	cargo run --release -p p2p-tests --bin bench_framing
+
+bench-scale: ## Measure thousands of forwards and idle clients at once: target/bench/scale.json
+	cargo run --release -p p2p-tests --bin bench_scale
 
 clean: ## Remove what was built
 	cargo clean

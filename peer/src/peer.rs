@@ -155,8 +155,7 @@ impl Peer {
         let buffers = Buffers::default();
         let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
         let pool_limits = PoolLimits { per_remote: config.tunnels_per_remote, ..PoolLimits::default() };
-        let pool =
-            Pool::new(dialer, Arc::clone(&views), pool_limits, metrics.tunnels.clone(), log.clone());
+        let pool = Pool::new(dialer, Arc::clone(&views), pool_limits, metrics.tunnels.clone(), log.clone());
         let (mailbox, inputs) = mpsc::channel(MAILBOX);
         let links = Links {
             credentials: Arc::clone(&credentials),

@@ -5,6 +5,7 @@
 //! had has a row that says so.
 
 mod cpu;
+mod footprint;
 mod load;
 mod paced;
 mod rivals;
@@ -18,6 +19,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 pub use cpu::{cpu_seconds, own_cpu_seconds};
+pub use footprint::{Footprint, footprint};
 pub use load::{Bulk, Load, Reuse, bulk, requests};
 pub use paced::paced_p99_ms;
 pub use rivals::{Haproxy, Nginx, Rathole, RatholeTransport, haproxy_chain, haproxy_plain};
