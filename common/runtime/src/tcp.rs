@@ -74,7 +74,7 @@ fn by(holder: &Option<PortHolder>) -> String {
 }
 
 /// Listens on `addr`; `setting` names where it came from (`--listen`), for the error. An IPv6 wildcard takes
-/// IPv4 as well. Must be called inside a tokio runtime.
+/// IPv4 as well. What it accepts is [`tune`]d already. Must be called inside a tokio runtime.
 ///
 /// # Errors
 /// When the port is taken, with its holder where that can be found, or the system refuses.
@@ -96,6 +96,9 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     if addr.is_ipv6() && addr.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
+    // Accepted connections inherit them, which saves five calls for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -199,11 +202,14 @@ pub async fn connect_where(
 /// and keepalive probes. A socket that refuses is one that is closing: its next use tells.
 pub fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
-    let keepalive = TcpKeepalive::new()
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive());
+}
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_RETRIES);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+        .with_retries(KEEPALIVE_RETRIES)
 }
 
 /// Which congestion control a connection runs on, for status output.
@@ -284,6 +290,13 @@ mod tests {
         let stream = connect(&to, Duration::from_secs(5)).await.unwrap();
         assert!(stream.nodelay().unwrap());
         assert!(SockRef::from(&stream).keepalive().unwrap());
+        let (accepted, _) = listener.accept().await.unwrap();
+        assert!(accepted.nodelay().unwrap());
+        let socket = SockRef::from(&accepted);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
         let report = use_bbr(&stream);
         assert!(!report.in_use.is_empty());
         assert_eq!(report.in_use == "bbr", report.bbr_refused.is_none(), "{report}");

@@ -36,7 +36,7 @@ use crate::wire::Hello;
 
 /// Bytes of the length in front of every frame.
 pub const LENGTH_BYTES: usize = 4;
-/// The largest frame; a longer one ends the tunnel. A 64 KiB read fits into one frame.
+/// The largest frame; a longer one ends the tunnel. A read of 256 KiB fits into one frame.
 pub const FRAME_MAX_BYTES: usize = 256 * 1024;
 /// The largest control frame.
 pub const CONTROL_MAX_BYTES: usize = 1024;

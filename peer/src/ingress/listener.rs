@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2p_runtime::tcp;
 use p2p_runtime::tls::ServerTls;
 use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream};
@@ -163,7 +162,6 @@ impl Ingress {
         port: &Port,
         stop: &CancellationToken,
     ) {
-        tcp::tune(&stream);
         let mut first = self.buffers.get();
         let caller = match self.caller(&mut stream, remote, &mut first, port).await {
             Ok(caller) => caller,
