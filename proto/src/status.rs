@@ -65,7 +65,7 @@ fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::WrongRecipient
         | ErrorCode::RemovedMember => Code::FailedPrecondition,
         ErrorCode::IdTaken => Code::AlreadyExists,
-        ErrorCode::Replaced => Code::Aborted,
+        ErrorCode::Replaced | ErrorCode::AlreadyRuns => Code::Aborted,
         ErrorCode::Internal => Code::Internal,
         // The enum grows; the test below asks for a row of its own.
         _ => Code::Unknown,
