@@ -8,8 +8,8 @@
 //!
 //! SIGKILL proves nothing about what a disk keeps when the power fails: the page cache survives it.
 
-mod ledger;
-mod writer;
+pub(crate) mod ledger;
+pub(crate) mod writer;
 
 use std::time::{Duration, Instant};
 

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 /// How long a written token is good for. Each is looked at twice within it, and those of this time together
 /// stay below the 10,000 that a cluster holds.
-pub(super) const TTL: Duration = Duration::from_secs(90);
+pub(crate) const TTL: Duration = Duration::from_secs(90);
 /// A Server counts from the request's arrival, by its own clock; this much before the end nothing is asked of it.
 const TTL_MARGIN: Duration = Duration::from_secs(5);
 
 /// What the writer was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     /// It is there.
     Acknowledged,
     /// It is not there and never will be.
@@ -22,7 +22,7 @@ pub(super) enum Fate {
 
 /// One write and what its writer was told.
 #[derive(Debug, Clone)]
-pub(super) struct Write {
+pub(crate) struct Write {
     /// The token it creates.
     pub token_id: u64,
     /// When it was sent.
@@ -37,7 +37,7 @@ pub(super) struct Write {
 
 /// The tokens that one Server lists.
 #[derive(Debug, Clone)]
-pub(super) struct Listing {
+pub(crate) struct Listing {
     /// The Server.
     pub server: String,
     /// The ids of all tokens of the role that is written.
@@ -46,7 +46,7 @@ pub(super) struct Listing {
 
 /// Every write so far.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     /// Those whose token may still be listed, or must never be.
     watched: BTreeMap<u64, Watched>,
     /// Tokens that were there and have expired: their room may be taken back, or not yet.
@@ -63,7 +63,7 @@ struct Watched {
 
 /// How many writes there were.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     pub acknowledged: usize,
     pub failed: usize,
     pub unknown: usize,
@@ -78,7 +78,7 @@ pub(super) struct Counts {
 }
 
 impl Ledger {
-    pub(super) fn add(&mut self, write: Write) {
+    pub(crate) fn add(&mut self, write: Write) {
         let count = match write.fate {
             Fate::Acknowledged => &mut self.counts.acknowledged,
             Fate::Failed => &mut self.counts.failed,
@@ -91,7 +91,7 @@ impl Ledger {
         self.watched.insert(write.token_id, Watched { write, settled: None });
     }
 
-    pub(super) fn counts(&self) -> &Counts {
+    pub(crate) fn counts(&self) -> &Counts {
         &self.counts
     }
 
@@ -100,7 +100,7 @@ impl Ledger {
     ///
     /// # Errors
     /// Every contradiction.
-    pub(super) fn check(&mut self, listings: &[Listing], asked: Instant) -> Result<(), Vec<String>> {
+    pub(crate) fn check(&mut self, listings: &[Listing], asked: Instant) -> Result<(), Vec<String>> {
         let mut wrong = Vec::new();
         let counts = &mut self.counts;
         let over = &mut self.over;

@@ -41,7 +41,7 @@ type Client = OperatorClient<InterceptedService<Channel, Bearer>>;
 
 /// How to reach one Server.
 #[derive(Debug, Clone)]
-pub(super) struct Access {
+pub(crate) struct Access {
     name: String,
     address: HostPort,
     connector: Connector,
@@ -50,7 +50,7 @@ pub(super) struct Access {
 
 impl Access {
     /// With an operator token, over the certificate authority that the Server's data directory shows.
-    pub(super) fn of(server: &ServerProcess, token: &str) -> anyhow::Result<Self> {
+    pub(crate) fn of(server: &ServerProcess, token: &str) -> anyhow::Result<Self> {
         let ca = std::fs::read(server.data().join("ca.pem")).context("reading ca.pem")?;
         let mut bearer: MetadataValue<Ascii> = format!("Bearer {token}").parse()?;
         bearer.set_sensitive(true);
@@ -74,7 +74,7 @@ impl Access {
     }
 
     /// Every written token this Server lists.
-    pub(super) async fn list(&self) -> anyhow::Result<Listing> {
+    pub(crate) async fn list(&self) -> anyhow::Result<Listing> {
         let mut client = OperatorClient::new(self.channel().await?);
         let reply = client.list_tokens(v1::ListTokensRequest {}).await?.into_inner();
         let written = reply.tokens.into_iter().filter(|token| token.role == i32::from(ROLE));
@@ -82,7 +82,7 @@ impl Access {
     }
 
     /// The name of the Master that this Server names.
-    pub(super) async fn master(&self) -> anyhow::Result<String> {
+    pub(crate) async fn master(&self) -> anyhow::Result<String> {
         let mut client = ClusterClient::new(self.channel().await?);
         let reply = client.get_master(v1::GetMasterRequest {}).await?.into_inner();
         Ok(reply.master.context("there is no Master")?.name)
@@ -91,7 +91,7 @@ impl Access {
 
 /// Writers at work, until dropped.
 #[derive(Debug)]
-pub(super) struct Writers {
+pub(crate) struct Writers {
     runtime: Runtime,
     written: Arc<Mutex<Vec<Write>>>,
     /// Held for reading during each write.
@@ -100,7 +100,7 @@ pub(super) struct Writers {
 
 impl Writers {
     /// Starts `count` writers.
-    pub(super) fn start(servers: &[Access], count: usize, rng: &mut StdRng) -> anyhow::Result<Self> {
+    pub(crate) fn start(servers: &[Access], count: usize, rng: &mut StdRng) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let written = Arc::new(Mutex::new(Vec::new()));
         let gate = Arc::new(RwLock::new(()));
@@ -117,17 +117,17 @@ impl Writers {
     }
 
     /// Waits for the writes under way and lets no other begin until the guard is dropped.
-    pub(super) fn pause(&self) -> OwnedRwLockWriteGuard<()> {
+    pub(crate) fn pause(&self) -> OwnedRwLockWriteGuard<()> {
         self.runtime.block_on(Arc::clone(&self.gate).write_owned())
     }
 
     /// What was written since the last call.
-    pub(super) fn take(&self) -> Vec<Write> {
+    pub(crate) fn take(&self) -> Vec<Write> {
         std::mem::take(&mut self.written.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs a look-up.
-    pub(super) fn ask<T>(&self, question: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    pub(crate) fn ask<T>(&self, question: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         self.runtime.block_on(question)
     }
 }
