@@ -3,6 +3,7 @@
 //! - [`cluster`]: real processes of both binaries, started and asked through their command lines.
 //! - [`backend`] and [`http`]: a real HTTP service to forward to and a client that shows what came back.
 //! - [`clients`]: programs nobody here wrote, through two Peers.
+//! - [`history`]: what clients of a replicated register were told, and whether that is linearizable.
 //! - [`kill_rounds`]: no acknowledged write is lost while Servers are killed.
 //! - [`mod@bench`]: ours and a rival in turns, and how the result is written down.
 //! - [`tidy`]: what the compiler does not check about the repository: direction of dependencies, links, words.
@@ -11,6 +12,7 @@ pub mod backend;
 pub mod bench;
 pub mod clients;
 pub mod cluster;
+pub mod history;
 pub mod http;
 pub mod kill_rounds;
 pub mod tidy;
