@@ -64,6 +64,8 @@ codes! {
     RemovedMember = 24, "removed_member";
     /// A newer session or run of the same Id has taken over.
     Replaced = 25, "replaced";
+    /// The other node lives in the same epoch, begun by another recovery: two histories of one cluster.
+    SplitHistory = 26, "split_history";
     /// No such token.
     TokenUnknown = 30, "token_unknown";
     /// The token's time is over.

@@ -1,4 +1,4 @@
-//! Who a node is: role, [`NodeId`] and [`Incarnation`], and the ids of a cluster.
+//! Who a node is: role, [`NodeId`] and [`Incarnation`], and the ids of a cluster and its recoveries.
 //!
 //! An Id is `S` (Server) or `C` (Peer) followed by a lower-case hyphenated UUID; any other form is refused
 //! (SPEC I1). An address is never an identity.
@@ -175,6 +175,11 @@ uuid_newtype! {
 uuid_newtype! {
     /// Names one write by its client, so that a repeated request applies once (SPEC C7).
     RequestId
+}
+
+uuid_newtype! {
+    /// Names one forced recovery, by chance: two recoveries that reached the same epoch are told apart by it (SPEC C11).
+    RecoveryId
 }
 
 /// Raised by a forced recovery; orders claims of different histories of one cluster.

@@ -18,5 +18,5 @@ mod units;
 pub mod wire;
 
 pub use error::ErrorCode;
-pub use id::{BadId, ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RequestId};
+pub use id::{BadId, ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RecoveryId, RequestId};
 pub use units::{Now, UnixMs};

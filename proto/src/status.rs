@@ -63,6 +63,7 @@ fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::WrongCluster
         | ErrorCode::WrongEpoch
         | ErrorCode::WrongRecipient
+        | ErrorCode::SplitHistory
         | ErrorCode::RemovedMember => Code::FailedPrecondition,
         ErrorCode::IdTaken => Code::AlreadyExists,
         ErrorCode::Replaced | ErrorCode::AlreadyRuns => Code::Aborted,
