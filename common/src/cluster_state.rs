@@ -1,13 +1,15 @@
 //! The replicated state of a cluster, as every Server holds it after applying the same commands.
 //!
-//! Table C, identities, tokens (hashed) and the trust bundle; nothing else (SPEC C3). Only
+//! Table C, identities, tokens (hashed), the trust bundle and settings; nothing else (SPEC C3). Only
 //! `p2p-server-raft`'s state machine changes it; everyone else reads a published snapshot.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use crate::command::{IdentityRecord, Outcome, TokenId, TokenRecord};
-use crate::id::{ClusterId, Epoch, NodeId, RequestId};
+use crate::id::{ClusterId, Epoch, NodeId, RecoveryId, RequestId};
 use crate::member::{Member, RaftId};
+use crate::setting::{Setting, SettingName, parse_duration};
 
 /// At most this many identities; more enrolments are refused (SPEC I2).
 pub const IDENTITIES_MAX: usize = 100_000;
@@ -24,6 +26,8 @@ pub struct ClusterState {
     pub cluster_id: ClusterId,
     /// Which history of it.
     pub epoch: Epoch,
+    /// Which forced recovery began this history; none before the first (SPEC C11).
+    pub recovery_id: Option<RecoveryId>,
     /// CA certificates in DER that nodes trust: one, or two while the CA is being changed (SPEC I6).
     pub trust_bundle: Vec<Vec<u8>>,
     /// Table C by Id.
@@ -36,6 +40,10 @@ pub struct ClusterState {
     pub identities: BTreeMap<NodeId, IdentityRecord>,
     /// Tokens by their public half.
     pub tokens: BTreeMap<TokenId, TokenRecord>,
+    /// The settings somebody changed; the others have their defaults.
+    pub settings: BTreeMap<SettingName, Setting>,
+    /// How many changes of settings there were.
+    pub settings_revision: u64,
     /// The last applied requests and what became of them, oldest first.
     pub applied_requests: VecDeque<(RequestId, Outcome)>,
 }
@@ -46,12 +54,15 @@ impl ClusterState {
         ClusterState {
             cluster_id,
             epoch,
+            recovery_id: None,
             trust_bundle,
             members: BTreeMap::new(),
             members_version: 0,
             next_raft_id: 1,
             identities: BTreeMap::new(),
             tokens: BTreeMap::new(),
+            settings: BTreeMap::new(),
+            settings_revision: 0,
             applied_requests: VecDeque::new(),
         }
     }
@@ -59,5 +70,18 @@ impl ClusterState {
     /// The Server that has `raft_id`.
     pub fn member_by_raft_id(&self, raft_id: RaftId) -> Option<&Member> {
         self.members.values().find(|m| m.raft_id == raft_id)
+    }
+
+    /// What a setting holds, changed or not.
+    pub fn setting(&self, name: SettingName) -> &str {
+        self.settings.get(&name).map_or(name.default_value(), |setting| &setting.value)
+    }
+
+    /// For how long a voter may be unreachable before a learner takes its place (SPEC C4).
+    pub fn voter_replace_after(&self) -> Duration {
+        let name = SettingName::VoterReplaceAfter;
+        let set = parse_duration(self.setting(name));
+        // A snapshot of a newer version may hold what this one cannot read.
+        set.unwrap_or(SettingName::VOTER_REPLACE_AFTER_MAX)
     }
 }

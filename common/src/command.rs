@@ -7,6 +7,7 @@ use crate::addr::HostPort;
 use crate::error::ErrorCode;
 use crate::id::{KeyHash, NodeId, RequestId};
 use crate::member::RaftId;
+use crate::setting::SettingName;
 use crate::units::UnixMs;
 
 /// Names a token without giving it away: the public half of its text.
@@ -126,9 +127,21 @@ pub enum CommandBody {
         zone: String,
         /// Its key.
         key_hash: KeyHash,
+        /// It comes without the log it had, if it ever was in table C: it gets a raft id that nobody had.
+        new_log: bool,
     },
     /// Takes a Server out of table C.
     RemoveMember(NodeId),
+    /// Changes a setting.
+    ChangeSetting {
+        /// Which one.
+        name: SettingName,
+        /// What it holds from now on; `None` is its default.
+        value: Option<String>,
+        /// The revision the caller saw, 0 for a default: another one by now, and nothing is changed. `None` changes
+        /// it whatever it holds.
+        expected: Option<u64>,
+    },
 }
 
 /// A command with the id under which it applies at most once (SPEC C7).
@@ -149,6 +162,11 @@ pub enum Outcome {
     MemberAdded {
         /// Its number inside raft.
         raft_id: RaftId,
+    },
+    /// The setting is changed.
+    SettingChanged {
+        /// The number of this change, counted over all settings.
+        revision: u64,
     },
     /// Refused; nothing changed.
     Refused {

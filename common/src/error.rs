@@ -52,6 +52,8 @@ codes! {
     OutcomeUnknown = 8, "outcome_unknown";
     /// This Server does not lead.
     NotLeader = 9, "not_leader";
+    /// Somebody changed it meanwhile: read again, then decide.
+    Conflict = 10, "conflict";
     /// The two nodes share no wire version.
     VersionMismatch = 20, "version_mismatch";
     /// The other node belongs to another cluster.

@@ -167,6 +167,11 @@ uuid_newtype! {
 }
 
 uuid_newtype! {
+    /// Names one forced recovery: two of the same epoch are two histories, which refuse each other (SPEC C11).
+    RecoveryId
+}
+
+uuid_newtype! {
     /// One run of a node's process. A UUIDv7, so that a later run of the same node compares greater as long
     /// as its clock moves forward.
     Incarnation

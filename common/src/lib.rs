@@ -14,6 +14,7 @@ pub mod member;
 pub mod push;
 pub mod revision;
 pub mod service;
+pub mod setting;
 mod units;
 pub mod wire;
 

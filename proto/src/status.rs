@@ -66,7 +66,7 @@ fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::SplitHistory
         | ErrorCode::RemovedMember => Code::FailedPrecondition,
         ErrorCode::IdTaken => Code::AlreadyExists,
-        ErrorCode::Replaced | ErrorCode::AlreadyRuns => Code::Aborted,
+        ErrorCode::Replaced | ErrorCode::AlreadyRuns | ErrorCode::Conflict => Code::Aborted,
         ErrorCode::Internal => Code::Internal,
         // The enum grows; the test below asks for a row of its own.
         _ => Code::Unknown,

@@ -151,17 +151,18 @@ pub fn router(context: ApiContext, between_servers: Routes) -> Router<Stack<Gate
 
 impl ApiContext {
     /// Puts a command to raft and counts what became of it.
-    async fn propose(&self, request_id: RequestId, body: CommandBody) -> Result<(), Status> {
+    async fn propose(&self, request_id: RequestId, body: CommandBody) -> Result<Outcome, Status> {
         let name = match &body {
             CommandBody::CreateToken(_) => "create_token",
             CommandBody::RevokeToken(_) => "revoke_token",
             CommandBody::Enrol { .. } => "enrol",
             CommandBody::UpsertMember { .. } => "upsert_member",
             CommandBody::RemoveMember(_) => "remove_member",
+            CommandBody::ChangeSetting { .. } => "change_setting",
         };
         let (result, answer) = match self.proposer.propose(Command { request_id, body }).await {
-            Ok((_, Outcome::Done | Outcome::MemberAdded { .. })) => ("done", Ok(())),
             Ok((_, Outcome::Refused { code, message })) => ("refused", Err(refuse(code, message))),
+            Ok((_, outcome)) => ("done", Ok(outcome)),
             Err(error) => ("failed", Err(unanswered(&error))),
         };
         self.metrics.proposed(name, result);

@@ -4,6 +4,7 @@
 //! leaves its address, CA and an operator token there, or any other by address, CA file and token.
 
 mod client;
+mod settings;
 mod show;
 mod token;
 
@@ -54,6 +55,11 @@ enum Verb {
     Services(ClientArgs),
     /// Show one Server's own state
     Status(ClientArgs),
+    /// List and change what is set for the whole cluster
+    Settings {
+        #[command(subcommand)]
+        verb: settings::SettingsVerb,
+    },
     /// Create, list and revoke tokens
     Token {
         #[command(subcommand)]
@@ -151,6 +157,7 @@ fn ask(verb: Verb) -> Result<(), Exit> {
             Verb::Peers(args) => show::peers(&args).await,
             Verb::Services(args) => show::services(&args).await,
             Verb::Status(args) => show::status(&args).await,
+            Verb::Settings { verb } => settings::run(verb).await,
             Verb::Token { verb } => token::run(verb).await,
         }
     })
@@ -176,14 +183,21 @@ mod tests {
             "p2p-server master --data d --watch",
             "p2p-server token create --role server --uses 2 --ttl 1h --data d",
             "p2p-server token create --role peer --data d --out /run/p2p/join.token --keep",
+            "p2p-server settings list --data d --stale",
+            "p2p-server settings set voter_replace_after 5m --data d --expected 0",
+            "p2p-server settings unset description --data d --json",
             "p2p-server token list --data d",
             "p2p-server token revoke 00000000000000ff --data d",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        for line in
-            ["p2p-server", "p2p-server members", "p2p-server members --server h:1", "p2p-server run --dta d"]
-        {
+        for line in [
+            "p2p-server",
+            "p2p-server members",
+            "p2p-server members --server h:1",
+            "p2p-server run --dta d",
+            "p2p-server settings set voter_replace 5m --data d",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

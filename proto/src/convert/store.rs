@@ -3,6 +3,7 @@
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{Command, CommandBody, IdentityRecord, Outcome, TokenId, TokenRecord, TokenRole};
 use p2p_common::member::Member;
+use p2p_common::setting::Setting;
 use p2p_common::{Epoch, ErrorCode, NodeKind, UnixMs};
 use prost::Message;
 
@@ -28,16 +29,24 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
                 now_unix_ms: now.0,
             })
         }
-        CommandBody::UpsertMember { id, name, addresses, zone, key_hash } => {
+        CommandBody::UpsertMember { id, name, addresses, zone, key_hash, new_log } => {
             Body::UpsertMember(v1::StoredUpsertMember {
                 id: id.to_string(),
                 name: name.clone(),
                 addresses: addresses.iter().map(ToString::to_string).collect(),
                 zone: zone.clone(),
                 key_hash: key_hash.0.to_vec().into(),
+                new_log: *new_log,
             })
         }
         CommandBody::RemoveMember(id) => Body::RemoveMember(id.to_string()),
+        CommandBody::ChangeSetting { name, value, expected } => {
+            Body::ChangeSetting(v1::StoredChangeSetting {
+                name: name.to_string(),
+                value: value.clone(),
+                expected: *expected,
+            })
+        }
     };
     v1::StoredCommand { request_id: command.request_id.to_string(), body: Some(body) }.encode_to_vec()
 }
@@ -66,8 +75,14 @@ pub fn decode_command(bytes: &[u8]) -> Result<Command, ConvertError> {
             addresses: addresses(&member.addresses, Member::ADDRESSES_MAX)?,
             zone: name(&member.zone, "zone")?,
             key_hash: key_hash(&member.key_hash)?,
+            new_log: member.new_log,
         },
         Body::RemoveMember(id) => CommandBody::RemoveMember(id_of(NodeKind::Server, &id, "id")?),
+        Body::ChangeSetting(change) => CommandBody::ChangeSetting {
+            name: parse(&change.name, "name")?,
+            value: change.value,
+            expected: change.expected,
+        },
     };
     Ok(Command { request_id: request_id(&command.request_id)?, body })
 }
@@ -113,6 +128,17 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
                 outcome: Some(outcome_to(outcome)),
             })
             .collect(),
+        recovery_id: state.recovery_id.map(|id| id.to_string()).unwrap_or_default(),
+        settings: state
+            .settings
+            .iter()
+            .map(|(name, setting)| v1::StoredSetting {
+                name: name.to_string(),
+                value: setting.value.clone(),
+                revision: setting.revision,
+            })
+            .collect(),
+        settings_revision: state.settings_revision,
     }
     .encode_to_vec()
 }
@@ -130,6 +156,15 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState, ConvertError> {
     );
     state.members_version = stored.members_version;
     state.next_raft_id = stored.next_raft_id;
+    state.recovery_id = match stored.recovery_id.as_str() {
+        "" => None,
+        text => Some(parse(text, "recovery_id")?),
+    };
+    state.settings_revision = stored.settings_revision;
+    for setting in stored.settings {
+        let name = parse(&setting.name, "settings.name")?;
+        state.settings.insert(name, Setting { value: setting.value, revision: setting.revision });
+    }
     for member in stored.members {
         let member = member_from(member)?;
         state.members.insert(member.id, member);
@@ -224,6 +259,7 @@ fn outcome_to(outcome: &Outcome) -> v1::StoredOutcome {
     let outcome = match outcome {
         Outcome::Done => Stored::Done(true),
         Outcome::MemberAdded { raft_id } => Stored::MemberAddedRaftId(*raft_id),
+        Outcome::SettingChanged { revision } => Stored::SettingChangedRevision(*revision),
         Outcome::Refused { code, message } => {
             Stored::Refused(v1::StoredRefusal { code: code.number(), message: message.clone() })
         }
@@ -236,6 +272,7 @@ fn outcome_from(outcome: v1::StoredOutcome) -> Result<Outcome, ConvertError> {
     Ok(match required(outcome.outcome, "outcome")? {
         Stored::Done(_) => Outcome::Done,
         Stored::MemberAddedRaftId(raft_id) => Outcome::MemberAdded { raft_id },
+        Stored::SettingChangedRevision(revision) => Outcome::SettingChanged { revision },
         Stored::Refused(refusal) => {
             Outcome::Refused { code: ErrorCode::from_number(refusal.code), message: refusal.message }
         }
@@ -245,7 +282,8 @@ fn outcome_from(outcome: v1::StoredOutcome) -> Result<Outcome, ConvertError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2p_common::{ClusterId, KeyHash, NodeId, RequestId};
+    use p2p_common::setting::SettingName;
+    use p2p_common::{ClusterId, KeyHash, NodeId, RecoveryId, RequestId};
     use proptest::prelude::*;
     use uuid::Uuid;
 
@@ -279,8 +317,15 @@ mod tests {
                 addresses: vec!["[::1]:7400".parse().unwrap()],
                 zone: "z".into(),
                 key_hash: KeyHash([8; 32]),
+                new_log: true,
             },
             CommandBody::RemoveMember(server),
+            CommandBody::ChangeSetting {
+                name: SettingName::Description,
+                value: Some(String::new()),
+                expected: Some(0),
+            },
+            CommandBody::ChangeSetting { name: SettingName::VoterReplaceAfter, value: None, expected: None },
         ]
         .into_iter()
         .enumerate()
@@ -294,7 +339,8 @@ mod tests {
         for command in commands() {
             assert_eq!(decode_command(&encode_command(&command)), Ok(command.clone()));
             let refused = Outcome::Refused { code: ErrorCode::IdTaken, message: "taken".into() };
-            for outcome in [Outcome::Done, Outcome::MemberAdded { raft_id: 9 }, refused] {
+            let changed = Outcome::SettingChanged { revision: 4 };
+            for outcome in [Outcome::Done, Outcome::MemberAdded { raft_id: 9 }, changed, refused] {
                 assert_eq!(decode_outcome(&encode_outcome(&outcome)), Ok(outcome.clone()));
                 state.applied_requests.push_back((command.request_id, outcome));
             }
@@ -305,15 +351,21 @@ mod tests {
                 CommandBody::Enrol { id, name, key_hash, now, .. } => {
                     state.identities.insert(id, IdentityRecord { id, name, key_hash, enrolled_at: now });
                 }
-                CommandBody::UpsertMember { id, name, addresses, zone, key_hash } => {
+                CommandBody::UpsertMember { id, name, addresses, zone, key_hash, .. } => {
                     let member = Member { id, name, addresses, zone, raft_id: 1, key_hash };
                     state.members.insert(id, member);
+                }
+                CommandBody::ChangeSetting { name, value, .. } => {
+                    let setting = Setting { value: value.unwrap_or_default(), revision: 7 };
+                    state.settings.insert(name, setting);
                 }
                 CommandBody::RevokeToken(_) | CommandBody::RemoveMember(_) => {}
             }
         }
         state.members_version = 10;
         state.next_raft_id = 11;
+        state.settings_revision = 8;
+        state.recovery_id = Some(RecoveryId::new(Uuid::from_u128(12)));
         assert_eq!(decode_state(&encode_state(&state)), Ok(state));
     }
 

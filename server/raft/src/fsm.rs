@@ -12,6 +12,7 @@ use p2p_common::addr::HostPort;
 use p2p_common::cluster_state::{ClusterState, IDENTITIES_MAX, REQUESTS_REMEMBERED, TOKENS_MAX};
 use p2p_common::command::{Command, CommandBody, IdentityRecord, Outcome, TokenId, TokenRecord, TokenRole};
 use p2p_common::member::{MEMBERS_MAX, Member};
+use p2p_common::setting::{Setting, SettingName};
 use p2p_common::{KeyHash, NodeId, NodeKind, RequestId, UnixMs};
 
 /// The state and what is derived from it. Readers take [`Fsm::state`], which is never changed in place while
@@ -84,11 +85,15 @@ fn apply_body(state: &mut ClusterState, body: &CommandBody) -> Applying<Outcome>
                 Enrolment { token_id: *token_id, secret_hash, id: *id, key_hash: *key_hash, now: *now };
             enrol(state, &shown, name)
         }
-        CommandBody::UpsertMember { id, name, addresses, zone, key_hash } => {
-            let record = MemberRecord { id: *id, name, addresses, zone, key_hash: *key_hash };
+        CommandBody::UpsertMember { id, name, addresses, zone, key_hash, new_log } => {
+            let record =
+                MemberRecord { id: *id, name, addresses, zone, key_hash: *key_hash, new_log: *new_log };
             upsert_member(state, &record)
         }
         CommandBody::RemoveMember(id) => remove_member(state, *id),
+        CommandBody::ChangeSetting { name, value, expected } => {
+            change_setting(state, *name, value.as_deref(), *expected)
+        }
     }
 }
 
@@ -189,6 +194,7 @@ struct MemberRecord<'a> {
     addresses: &'a [HostPort],
     zone: &'a str,
     key_hash: KeyHash,
+    new_log: bool,
 }
 
 fn upsert_member(state: &mut ClusterState, record: &MemberRecord<'_>) -> Applying<Outcome> {
@@ -217,7 +223,8 @@ fn upsert_member(state: &mut ClusterState, record: &MemberRecord<'_>) -> Applyin
         name: record.name.to_owned(),
         addresses: record.addresses.to_vec(),
         zone: record.zone.to_owned(),
-        raft_id: former.map_or(state.next_raft_id, |member| member.raft_id),
+        // A raft id speaks for what its log has acknowledged: without the log it is used up.
+        raft_id: former.filter(|_| !record.new_log).map_or(state.next_raft_id, |member| member.raft_id),
         key_hash: record.key_hash,
     };
     let raft_id = member.raft_id;
@@ -237,6 +244,29 @@ fn remove_member(state: &mut ClusterState, id: NodeId) -> Applying<Outcome> {
     Ok(Outcome::Done)
 }
 
+fn change_setting(
+    state: &mut ClusterState,
+    name: SettingName,
+    value: Option<&str>,
+    expected: Option<u64>,
+) -> Applying<Outcome> {
+    if let Err(bad) = value.map_or(Ok(()), |value| name.check(value)) {
+        return refuse(ErrorCode::BadRequest, bad.to_string());
+    }
+    let current = state.settings.get(&name).map_or(0, |setting| setting.revision);
+    if expected.is_some_and(|expected| expected != current) {
+        let message = format!("{name} has been changed: its revision is {current} now; read it again");
+        return refuse(ErrorCode::Conflict, message);
+    }
+    state.settings_revision += 1;
+    let revision = state.settings_revision;
+    match value {
+        Some(value) => state.settings.insert(name, Setting { value: value.to_owned(), revision }),
+        None => state.settings.remove(&name),
+    };
+    Ok(Outcome::SettingChanged { revision })
+}
+
 fn check_text(what: &str, text: &str) -> Applying<()> {
     if text.len() > Member::NAME_MAX_BYTES {
         return refuse(
@@ -251,6 +281,7 @@ fn check_text(what: &str, text: &str) -> Applying<()> {
 mod tests {
     use super::*;
     use p2p_common::{ClusterId, Epoch};
+    use std::time::Duration;
     use uuid::Uuid;
 
     const SECRET: [u8; 32] = [7; 32];
@@ -303,6 +334,7 @@ mod tests {
             addresses: vec![format!("127.0.0.1:{port}").parse().unwrap()],
             zone: "z".to_owned(),
             key_hash,
+            new_log: false,
         }
     }
 
@@ -428,6 +460,78 @@ mod tests {
         assert_eq!(fsm.state().members_version, 3);
         assert_eq!(run(&mut fsm, 10, member(server(1), key(1), 1)), Outcome::MemberAdded { raft_id: 2 });
         assert_eq!(fsm.state().member_by_raft_id(2).map(|m| m.id), Some(server(1)));
+    }
+
+    #[test]
+    fn a_member_without_its_log_gets_a_raft_id_nobody_had() {
+        let mut fsm = fresh();
+        run(&mut fsm, 1, token(5));
+        for n in [1, 2] {
+            run(&mut fsm, 10 + n, enrol(server(n), key(n as u8), 1));
+            let joined = run(&mut fsm, 20 + n, member(server(n), key(n as u8), 1));
+            assert_eq!(joined, Outcome::MemberAdded { raft_id: n as u64 });
+        }
+        let without_log = |id, key_hash, port| match member(id, key_hash, port) {
+            CommandBody::UpsertMember { id, name, addresses, zone, key_hash, .. } => {
+                CommandBody::UpsertMember { id, name, addresses, zone, key_hash, new_log: true }
+            }
+            other => other,
+        };
+        let back = without_log(server(1), key(1), 1);
+        assert_eq!(run(&mut fsm, 30, back.clone()), Outcome::MemberAdded { raft_id: 3 });
+        assert_eq!(run(&mut fsm, 30, back.clone()), Outcome::MemberAdded { raft_id: 3 }, "a repeat");
+        assert_eq!(fsm.state().members.len(), 2);
+        assert_eq!(fsm.state().member_by_raft_id(1), None);
+        assert_eq!(fsm.state().members_version, 3);
+        assert_eq!(run(&mut fsm, 31, back), Outcome::MemberAdded { raft_id: 4 }, "lost once more");
+        run(&mut fsm, 32, enrol(server(3), key(3), 1));
+        let first = run(&mut fsm, 33, without_log(server(3), key(3), 1));
+        assert_eq!(first, Outcome::MemberAdded { raft_id: 5 });
+        assert_eq!(run(&mut fsm, 34, member(server(1), key(1), 2)), Outcome::MemberAdded { raft_id: 4 });
+    }
+
+    #[test]
+    fn settings_are_set_compared_and_unset() {
+        let name = SettingName::Description;
+        let change = |value: Option<&str>, expected| CommandBody::ChangeSetting {
+            name,
+            value: value.map(str::to_owned),
+            expected,
+        };
+        let mut fsm = fresh();
+        assert_eq!(fsm.state().setting(name), "");
+        let changed = |revision| Outcome::SettingChanged { revision };
+        assert_eq!(run(&mut fsm, 1, change(Some("a"), Some(0))), changed(1));
+        assert_eq!(run(&mut fsm, 1, change(Some("a"), Some(0))), changed(1), "a repeat");
+        assert_eq!(code(&run(&mut fsm, 2, change(Some("b"), Some(0)))), Some(ErrorCode::Conflict));
+        assert_eq!(fsm.state().setting(name), "a");
+        assert_eq!(run(&mut fsm, 3, change(Some("b"), Some(1))), changed(2));
+        assert_eq!(run(&mut fsm, 4, change(Some("c"), None)), changed(3));
+        let Outcome::Refused { message, .. } = run(&mut fsm, 5, change(Some("d"), Some(2))) else {
+            panic!("an old revision is refused")
+        };
+        assert!(message.contains("revision is 3 now"), "{message}");
+        let kept = Setting { value: "c".to_owned(), revision: 3 };
+        assert_eq!(fsm.state().settings.get(&name), Some(&kept));
+        assert_eq!(run(&mut fsm, 6, change(None, Some(3))), changed(4));
+        assert_eq!((fsm.state().setting(name), fsm.state().settings.len()), ("", 0));
+        assert_eq!(run(&mut fsm, 7, change(Some("e"), Some(0))), changed(5));
+        assert_eq!(code(&run(&mut fsm, 8, change(Some("a\nb"), None))), Some(ErrorCode::BadRequest));
+        assert_eq!(fsm.state().settings_revision, 5);
+    }
+
+    #[test]
+    fn how_long_a_voter_is_waited_for_is_a_setting() {
+        let mut fsm = fresh();
+        assert_eq!(fsm.state().voter_replace_after(), Duration::from_secs(60));
+        let change = |value: &str| CommandBody::ChangeSetting {
+            name: SettingName::VoterReplaceAfter,
+            value: Some(value.to_owned()),
+            expected: None,
+        };
+        assert_eq!(code(&run(&mut fsm, 1, change("1s"))), Some(ErrorCode::BadRequest));
+        assert_eq!(run(&mut fsm, 2, change("5m")), Outcome::SettingChanged { revision: 1 });
+        assert_eq!(fsm.state().voter_replace_after(), Duration::from_secs(300));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Look-ups: the Master, the Servers, the answering Server itself, the Peers and services here.
 //!
-//! Everything is read from what others publish. Only [`list_members`](Cluster::list_members) asks the leader first,
-//! unless a stale answer is asked for (SPEC C7).
+//! Everything is read from what others publish. Only [`list_members`](Cluster::list_members) and
+//! [`list_settings`](Cluster::list_settings) ask the leader first, unless a stale answer is asked for (SPEC C7).
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt, stream};
 use p2p_common::ErrorCode;
+use p2p_common::setting::SettingName;
 use p2p_proto::status::refuse;
 use p2p_proto::v1::cluster_server::Cluster;
 use p2p_proto::{convert, v1};
@@ -94,6 +95,29 @@ impl Cluster for ClusterApi {
         }))
     }
 
+    async fn list_settings(
+        &self,
+        request: Request<v1::ListSettingsRequest>,
+    ) -> Result<Response<v1::ListSettingsReply>, Status> {
+        let stale = request.into_inner().stale;
+        if !stale {
+            self.context.read_barrier().await?;
+        }
+        let state = &self.context.proposer.view().state;
+        let settings = SettingName::ALL.into_iter().map(|name| v1::SettingStatus {
+            name: name.to_string(),
+            value: state.setting(name).to_owned(),
+            revision: state.settings.get(&name).map_or(0, |setting| setting.revision),
+            default_value: name.default_value().to_owned(),
+            help: name.help().to_owned(),
+        });
+        Ok(Response::new(v1::ListSettingsReply {
+            revision: state.settings_revision,
+            stale,
+            settings: settings.collect(),
+        }))
+    }
+
     async fn get_status(
         &self,
         _: Request<v1::GetStatusRequest>,
@@ -115,6 +139,7 @@ impl Cluster for ClusterApi {
             sessions: self.context.hub.sessions(),
             // A Server that needs its operator ends and says why; one that answers does not.
             needs_operator: String::new(),
+            description: view.state.setting(SettingName::Description).to_owned(),
         }))
     }
 

@@ -1,4 +1,4 @@
-//! Changes by operators: tokens are created, listed and revoked.
+//! Changes by operators: tokens are created, listed and revoked, settings changed.
 //!
 //! The client mints a token's id and secret and sends the secret's hash, so that a repeated request names the same
 //! token. When it ends is decided here, by this Server's clock, and replicated with it.
@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2p_common::command::{CommandBody, TokenId, TokenRecord, TokenRole};
+use p2p_common::command::{CommandBody, Outcome, TokenId, TokenRecord, TokenRole};
+use p2p_common::setting::SettingName;
 use p2p_common::{ErrorCode, NodeId, NodeKind};
 use p2p_proto::status::{malformed, refuse};
 use p2p_proto::v1::operator_server::Operator;
@@ -133,5 +134,23 @@ impl Operator for OperatorApi {
         let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
         self.context.propose(request_id, CommandBody::RevokeToken(TokenId(request.token_id))).await?;
         Ok(Response::new(v1::RevokeTokenReply {}))
+    }
+
+    async fn change_setting(
+        &self,
+        request: Request<v1::ChangeSettingRequest>,
+    ) -> Result<Response<v1::ChangeSettingReply>, Status> {
+        let request = request.into_inner();
+        let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
+        let name: SettingName = convert::parse(&request.name, "name").map_err(|e| malformed(&e))?;
+        if let Err(refused) = request.value.as_deref().map_or(Ok(()), |value| name.check(value)) {
+            return Err(bad("value", refused.to_string()));
+        }
+        let body = CommandBody::ChangeSetting { name, value: request.value, expected: request.expected };
+        match self.context.propose(request_id, body).await? {
+            Outcome::SettingChanged { revision } => Ok(Response::new(v1::ChangeSettingReply { revision })),
+            // Its outcome is that of another request: a client that uses an id twice.
+            _ => Err(bad("request_id", "it was used for another request before: mint one per request")),
+        }
     }
 }

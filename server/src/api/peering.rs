@@ -96,13 +96,16 @@ impl v1::peering_server::Peering for PeeringApi {
                 addresses: addresses(&request.addresses)?,
                 zone: convert::name(&request.zone, "zone").map_err(|e| malformed(&e))?,
                 key_hash: identity.key_hash,
+                new_log: false,
             },
         };
         let (_, outcome) = self.proposer.propose(command).await.map_err(|e| refused(&e))?;
         let raft_id = match outcome {
             Outcome::MemberAdded { raft_id } => raft_id,
             Outcome::Refused { code, message } => return Err(refuse(code, message)),
-            Outcome::Done => return Err(refuse(ErrorCode::Internal, "the join came out as something else")),
+            Outcome::Done | Outcome::SettingChanged { .. } => {
+                return Err(refuse(ErrorCode::Internal, "the join came out as something else"));
+            }
         };
         info!(self.log, "server joined"; "name" => name, "id" => identity.node_id, "raft_id" => raft_id);
         let view = self.proposer.view();

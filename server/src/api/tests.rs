@@ -5,4 +5,5 @@ mod enrolment;
 mod look_ups;
 mod matrix;
 mod sessions;
+mod settings;
 mod world;

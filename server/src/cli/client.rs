@@ -14,7 +14,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
+use uuid::Uuid;
 
 use super::ClientArgs;
 
@@ -168,4 +169,29 @@ pub(super) fn refused(status: Status) -> Exit {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::unavailable(message),
         _ => Exit::failed(message),
     }
+}
+
+/// Asks until the answer is known. The call must carry a request id, which makes a repeat harmless.
+pub(super) async fn until_known<T>(call: impl AsyncFn() -> Result<Response<T>, Status>) -> Result<T, Exit> {
+    const TRIES: u32 = 20;
+    const AGAIN: Duration = Duration::from_millis(250);
+    let mut tried = 0;
+    loop {
+        match call().await {
+            Ok(reply) => return Ok(reply.into_inner()),
+            // An election takes a moment.
+            Err(status) if status.code() == Code::Unavailable && tried < TRIES => {
+                tried += 1;
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(status) => return Err(refused(status)),
+        }
+    }
+}
+
+/// Names a request.
+pub(super) fn random_uuid() -> Result<Uuid, Exit> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(Exit::failed)?;
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }

@@ -359,6 +359,7 @@ struct StatusJson {
     leader_id: Option<String>,
     sessions: u32,
     needs_operator: Option<String>,
+    description: Option<String>,
 }
 
 pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
@@ -379,6 +380,7 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
         leader_id: filled(reply.leader_id),
         sessions: reply.sessions,
         needs_operator: filled(reply.needs_operator),
+        description: filled(reply.description),
     };
     if args.json {
         return print_json(&status);
@@ -389,6 +391,7 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
         ["name".into(), status.name],
         ["id".into(), status.id],
         ["cluster".into(), format!("{} (epoch {})", status.cluster_id, status.epoch)],
+        ["description".into(), status.description.unwrap_or_else(|| "-".into())],
         ["version".into(), status.version],
         ["uptime".into(), uptime],
         ["raft".into(), format!("{} in term {}", status.raft_role, status.term)],

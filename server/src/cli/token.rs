@@ -14,11 +14,9 @@ use p2p_proto::{convert, v1};
 use p2p_runtime::exit::Exit;
 use p2p_runtime::identity::{CaFingerprint, Token};
 use serde::Serialize;
-use tonic::Code;
-use uuid::Uuid;
 
 use super::ClientArgs;
-use super::client::{Client, refused};
+use super::client::{Client, random_uuid, refused, until_known};
 use super::show::{print_columns, print_json};
 
 #[derive(Debug, Subcommand)]
@@ -100,7 +98,7 @@ async fn create(args: CreateArgs) -> Result<(), Exit> {
         token_id: token.id().0,
         secret_hash: token.secret_hash().to_vec().into(),
     };
-    let reply = create_once(&client, request).await?;
+    let reply = until_known(async || client.operator().create_token(request.clone()).await).await?;
     if reply.ca_fingerprint.as_ref() != token.ca_fingerprint().0.as_slice() {
         return Err(Exit::failed("the cluster's CA is not the one of the CA file; fetch ca.pem again"));
     }
@@ -140,24 +138,6 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     file.write_all(b"\n")?;
     file.sync_all()?;
     std::fs::rename(beside, path)
-}
-
-/// Asks until the answer is known: the request id makes a repeat harmless.
-async fn create_once(client: &Client, request: v1::CreateTokenRequest) -> Result<v1::CreateTokenReply, Exit> {
-    const TRIES: u32 = 20;
-    const AGAIN: Duration = Duration::from_millis(250);
-    let mut tried = 0;
-    loop {
-        match client.operator().create_token(request.clone()).await {
-            Ok(reply) => return Ok(reply.into_inner()),
-            // An election takes a moment.
-            Err(status) if status.code() == Code::Unavailable && tried < TRIES => {
-                tried += 1;
-                tokio::time::sleep(AGAIN).await;
-            }
-            Err(status) => return Err(refused(status)),
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -216,12 +196,6 @@ async fn revoke(args: RevokeArgs) -> Result<(), Exit> {
     }
     println!("revoked {}", TokenId(token_id));
     Ok(())
-}
-
-fn random_uuid() -> Result<Uuid, Exit> {
-    let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes).map_err(Exit::failed)?;
-    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ pub(super) async fn keep_record(record: Record, proposer: Proposer, stop: Cancel
                 addresses: record.addresses.clone(),
                 zone: record.zone.clone(),
                 key_hash,
+                new_log: false,
             },
         };
         match proposer.propose(command).await {

@@ -300,7 +300,9 @@ impl World {
             now: unix_now(),
         };
         let addresses = vec!["127.0.0.1:9".parse().unwrap()];
-        (enrol, CommandBody::UpsertMember { id, name, addresses, zone: "z1".to_owned(), key_hash }, token)
+        let zone = "z1".to_owned();
+        let join = CommandBody::UpsertMember { id, name, addresses, zone, key_hash, new_log: false };
+        (enrol, join, token)
     }
 }
 
