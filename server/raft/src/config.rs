@@ -16,8 +16,8 @@ pub struct RaftConfig {
     /// Drives election time-outs and read contexts. Must differ from start to start of the same Server (a late
     /// answer to an earlier life's read must not match), and come from a seed in simulations.
     pub seed: u64,
-    /// Ticks without a word from the leader before an election; the actual time-out is drawn from this to twice
-    /// this.
+    /// Ticks without a word from the leader before an election. The actual time-out is longer: by rank among the
+    /// voters at first, drawn up to twice this when an election failed.
     pub election_ticks: u64,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: u64,

@@ -33,6 +33,9 @@ use crate::snapshot::Snapshots;
 pub use messages::MessageRefused;
 use ready::InFlight;
 
+/// Least election time-outs of silence after which a leader is none any more, for those who cannot elect another.
+const LEADER_SILENCE: u64 = 2;
+
 /// Why the core does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartRefused {
@@ -96,6 +99,8 @@ pub struct RaftCore {
     applied: u64,
     tick: u64,
     last_heard_tick: BTreeMap<RaftId, u64>,
+    /// When the leader raft follows was last heard.
+    leader_heard_tick: u64,
 }
 
 impl RaftCore {
@@ -125,6 +130,7 @@ impl RaftCore {
             in_flight: None,
             persist_number: 0,
             last_heard_tick: BTreeMap::new(),
+            leader_heard_tick: 0,
             tick: 0,
             config,
             logger,
@@ -145,6 +151,7 @@ impl RaftCore {
         // its last entries are not stored.
         if self.in_flight.is_none() || self.leads() {
             self.raw.tick();
+            self.end_lease();
         }
         self.observe();
         self.campaign_if_alone();
@@ -361,6 +368,16 @@ impl RaftCore {
         self.outputs.push_back(Output::ProposalFailed { token, failure });
     }
 
+    /// A silent leader is protected for one tick less than the time-out: a voter asked by another one that has
+    /// counted all ticks may have counted one less itself, as their ticks fall at different moments.
+    fn end_lease(&mut self) {
+        let raft = &mut self.raw.raft;
+        let follows = raft.state == StateRole::Follower && raft.leader_id != raft::INVALID_ID;
+        if follows && raft.election_elapsed + 1 == raft.election_timeout() {
+            raft.election_elapsed += 1;
+        }
+    }
+
     fn campaign(&mut self) {
         if let Err(error) = self.raw.campaign() {
             debug!(self.logger, "campaign not begun"; "error" => %error);
@@ -459,16 +476,20 @@ impl RaftCore {
             StateRole::Candidate | StateRole::Leader => Role::Candidate,
         };
         let leader = Some(raft.leader_id).filter(|id| *id != raft::INVALID_ID);
+        // A voter asks for votes before; raft lets all others follow a dead leader for ever.
+        let silent = self.tick - self.leader_heard_tick >= LEADER_SILENCE * self.config.election_ticks;
         let status = Status {
             role,
-            leader: leader.filter(|id| *id != raft.id || role == Role::Leader),
+            leader: leader.filter(|id| if *id == raft.id { role == Role::Leader } else { !silent }),
             term: raft.term,
             leader_ready: role == Role::Leader && raft.apply_to_current_term(),
         };
         if (status.role, status.term) != (self.status.role, self.status.term) {
             self.election.draw();
         }
-        self.raw.raft.set_randomized_election_timeout(self.election.timeout_ticks() as usize);
+        let following = leader.filter(|_| role == Role::Follower);
+        let timeout_ticks = self.election.timeout_ticks(self.config.raft_id, following, &self.membership);
+        self.raw.raft.set_randomized_election_timeout(timeout_ticks as usize);
         let leading = self.leads().then_some(status.term);
         for token in self.proposals.take_orphans(leading) {
             self.fail_proposal(token, ProposalFailure::OutcomeUnknown);

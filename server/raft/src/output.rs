@@ -125,7 +125,7 @@ pub enum Role {
 pub struct Status {
     /// This node's role.
     pub role: Role,
-    /// The leader, as far as this node knows.
+    /// The leader, as far as this node knows; none when nothing was heard of it for two election time-outs.
     pub leader: Option<RaftId>,
     /// The term.
     pub term: u64,

@@ -4,6 +4,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
+use p2p_common::command::TokenId;
 use p2p_common::member::RaftId;
 use p2p_server_raft::{ChangeRefused, MembershipChange, ProposalFailure, Role};
 
@@ -120,6 +121,83 @@ fn a_demoted_leader_hands_over_at_once() {
     assert_eq!(world.core(2).membership().learners, ids(&[1]));
     world.run_ms(500);
     assert_eq!(world.status(1).unwrap().role, Role::Follower);
+}
+
+/// The clean stop of the sole voter of two (SPEC C4): the vote moves while clients write, nothing that was
+/// acknowledged is lost, and writers wait for less than an election time-out.
+#[test]
+fn the_vote_moves_under_writes_and_nothing_is_lost() {
+    let mut pauses_ms = Vec::new();
+    for seed in 0..50 {
+        let mut world = World::new(seed, Weather::CALM, Faults::NONE);
+        world.network.weather.delay_max_ms = 5;
+        world.faults.slow_write = 0.3;
+        // As many as in earnest: the learner is always a few writes behind.
+        world.config.caught_up_entries = 256;
+        world.bootstrap(1);
+        world.add_joiner(2);
+        world.change(1, &MembershipChange::AddLearner(2));
+        world.run_ms(1_000);
+        let (mut longest_ms, mut last_ms, mut moved) = (0, world.now_ms, None);
+        let begun = world.now_ms;
+        let mut acknowledged = 0;
+        while world.now_ms < begun + 2_000 {
+            if world.now_ms >= begun + 500 && moved.is_none() {
+                world.change_failures.clear();
+                world.change(1, &MembershipChange::SetVoters(ids(&[2])));
+                moved = world.change_failures.is_empty().then_some(world.now_ms);
+            }
+            if let Some(leader) = world.leader() {
+                let retries: Vec<_> = world.retries.drain(..).collect();
+                world.attempt(leader, &retries);
+                world.propose(leader, 1);
+            }
+            world.step();
+            let count = world.oracle.acknowledged().count();
+            if count > acknowledged {
+                longest_ms = longest_ms.max(world.now_ms - last_ms);
+                (last_ms, acknowledged) = (world.now_ms, count);
+            }
+        }
+        assert_eq!(world.leader(), Some(2), "seed {seed}: {}", world.describe());
+        assert!(longest_ms < 1_000, "seed {seed}: writers waited {longest_ms} ms");
+        pauses_ms.push(longest_ms);
+        // The former voter stops, as it wanted to.
+        world.crash(1);
+        world.propose(2, 1);
+        world.run_ms(500);
+        for request in world.oracle.acknowledged() {
+            assert!(world.state(2).tokens.contains_key(&TokenId(request)), "seed {seed}: {request} is lost");
+        }
+    }
+    pauses_ms.sort_unstable();
+    println!("longest pause of writers, ms: median {}, most {}", pauses_ms[25], pauses_ms[49]);
+}
+
+#[test]
+fn a_learner_forgets_a_silent_leader_until_it_speaks() {
+    let mut world = cluster(2, &[1]);
+    let known = |world: &World| world.status(2).unwrap().leader;
+    assert_eq!(known(&world), Some(1));
+    world.network.partition_between(&[1], &[2]);
+    let begun = world.now_ms;
+    assert!(world.run_until(2_000, |world| known(world).is_none()));
+    let silence_ms = world.now_ms - begun;
+    assert!((900..1_150).contains(&silence_ms), "after {silence_ms} ms");
+    world.run_ms(5_000);
+    assert_eq!(known(&world), None);
+    world.network.heal();
+    assert!(world.run_until(150, |world| known(world) == Some(1)), "its next word suffices");
+    assert_eq!(world.status(2).unwrap().term, world.status(1).unwrap().term);
+}
+
+#[test]
+fn a_removed_member_forgets_the_leader() {
+    let mut world = cluster(3, &[1, 2, 3]);
+    world.change(1, &MembershipChange::Remove { id: 3, voters: ids(&[1]) });
+    world.run_ms(3_000);
+    assert_eq!(world.status(3).unwrap().leader, None);
+    assert_eq!(world.status(2).unwrap().leader, Some(1));
 }
 
 #[test]

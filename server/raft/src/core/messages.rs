@@ -74,6 +74,9 @@ impl RaftCore {
             return Ok(());
         }
         let result = self.raw.step(message.to_raft());
+        if message.from == self.raw.raft.leader_id && message.term == self.raw.raft.term {
+            self.leader_heard_tick = self.tick;
+        }
         self.observe();
         match result {
             Ok(()) => Ok(()),

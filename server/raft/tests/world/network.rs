@@ -59,14 +59,20 @@ impl Network {
     pub fn partition(&mut self, rng: &mut SmallRng, ids: &[RaftId], one_way: bool) {
         self.blocked.clear();
         let (left, right): (Vec<RaftId>, Vec<RaftId>) = ids.iter().partition(|_| rng.random_bool(0.5));
-        for a in &left {
-            for b in &right {
-                self.blocked.insert((*a, *b));
-                if !one_way {
-                    self.blocked.insert((*b, *a));
-                }
-            }
+        self.block(&left, &right);
+        if !one_way {
+            self.block(&right, &left);
         }
+    }
+
+    /// These two groups cannot talk.
+    pub fn partition_between(&mut self, left: &[RaftId], right: &[RaftId]) {
+        self.block(left, right);
+        self.block(right, left);
+    }
+
+    fn block(&mut self, from: &[RaftId], to: &[RaftId]) {
+        self.blocked.extend(from.iter().flat_map(|a| to.iter().map(|b| (*a, *b))));
     }
 
     pub fn heal(&mut self) {
