@@ -182,11 +182,6 @@ uuid_newtype! {
     RequestId
 }
 
-uuid_newtype! {
-    /// Names one forced recovery, by chance: two recoveries that reached the same epoch are told apart by it (SPEC C11).
-    RecoveryId
-}
-
 /// Raised by a forced recovery; orders claims of different histories of one cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Epoch(pub u64);
