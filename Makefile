@@ -1,7 +1,7 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc image interop kill-rounds big-download bench bench-forward bench-framing bench-scale clean
+.PHONY: help demo build test lint fmt doc image interop kill-rounds power-loss big-download bench bench-forward bench-framing bench-scale clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ target/interop/installed: tests/interop/requirements.txt
 
 kill-rounds: ## Kill Servers under writes, 200 rounds (KILL_ROUNDS=N): nothing acknowledged may be lost
 	cargo run -p p2p-tests --bin kill_rounds
+
+power-loss: ## Take the disks' power under writes, 200 rounds (POWER_ROUNDS=N, as root): nothing acknowledged may be lost
+	cargo run -p p2p-tests --bin power_loss
 
 big-download: ## Fetch 10 GiB (BIG_BYTES=N) with curl through two Peers and compare the hashes of both ends
 	cargo run --release -p p2p-tests --bin big_download

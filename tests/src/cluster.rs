@@ -13,9 +13,11 @@ mod process;
 mod proxy;
 mod refusal;
 pub mod report;
+mod seat;
 mod server;
 mod wait;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -31,8 +33,9 @@ pub use ports::PortLease;
 pub use process::{Lifetime, Process, Signal};
 pub use proxy::TcpProxy;
 pub use refusal::{FAILED, NEEDS_OPERATOR, UNAVAILABLE, USAGE, expect_refusal};
+pub use seat::Seat;
 pub use server::{ServerProcess, Start};
-pub use wait::{interrupt, wait_for};
+pub use wait::{interrupt_on_signal, wait_for};
 
 /// How long a start, a join or an election may take here before it counts as failed. Far above what they
 /// take, since a loaded machine is no defect of the product.
@@ -45,6 +48,8 @@ pub struct Cluster {
     pub servers: Vec<ServerProcess>,
     /// In the order they were added, named `p1`, `p2` and so on.
     pub peers: Vec<PeerProcess>,
+    /// Of the next Servers; afterwards loopback.
+    seats: VecDeque<Seat>,
     lifetime: Lifetime,
     /// Last, so that it is removed after the processes ended.
     dir: TempDir,
@@ -54,7 +59,7 @@ impl Cluster {
     /// No process yet. `lifetime` is for all that will come.
     pub fn empty(lifetime: Lifetime) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("p2pcore-").tempdir().context("making a directory")?;
-        Ok(Cluster { servers: Vec::new(), peers: Vec::new(), lifetime, dir })
+        Ok(Cluster { servers: Vec::new(), peers: Vec::new(), seats: VecDeque::new(), lifetime, dir })
     }
 
     /// `count` Servers, the first bootstrapped, the others joined through it; returns when all agree.
@@ -63,6 +68,19 @@ impl Cluster {
     /// When a process does not start, or they do not agree in time; the error holds the logs.
     pub fn start(count: usize) -> anyhow::Result<Self> {
         let mut cluster = Cluster::empty(Lifetime::Bound)?;
+        let started = cluster.add_servers(count);
+        cluster.explain(started)?;
+        Ok(cluster)
+    }
+
+    /// As [`Self::start`], with a Server in each of `seats`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_in(seats: Vec<Seat>) -> anyhow::Result<Self> {
+        let mut cluster = Cluster::empty(Lifetime::Bound)?;
+        let count = seats.len();
+        cluster.seats.extend(seats);
         let started = cluster.add_servers(count);
         cluster.explain(started)?;
         Ok(cluster)
@@ -91,7 +109,11 @@ impl Cluster {
     /// Adds a Server that is not started yet.
     pub fn new_server(&mut self) -> anyhow::Result<&mut ServerProcess> {
         let name = format!("s{}", self.servers.len() + 1);
-        self.servers.push(ServerProcess::new(&name, self.dir.path(), self.lifetime)?);
+        let dir = self.dir.path();
+        self.servers.push(match self.seats.pop_front() {
+            Some(seat) => ServerProcess::seated(&name, seat, dir, self.lifetime),
+            None => ServerProcess::new(&name, dir, self.lifetime)?,
+        });
         Ok(self.servers.last_mut().expect("one was just pushed"))
     }
 

@@ -15,7 +15,8 @@ use anyhow::{Context, ensure};
 use p2p_tests::backend;
 use p2p_tests::cluster::report::Master;
 use p2p_tests::cluster::{
-    self, Cluster, Lifetime, Output, PATIENCE, PortLease, Process, Watch, binaries, wait_for,
+    Cluster, Lifetime, Output, PATIENCE, PortLease, Process, Start, Watch, binaries, interrupt_on_signal,
+    wait_for,
 };
 use p2p_tests::http;
 use tokio::net::TcpListener;
@@ -190,7 +191,7 @@ fn leave(cluster: Cluster, backend: Process) -> anyhow::Result<()> {
     println!("  p2p-peer tables --data {}", client.data().display());
     println!("  p2p-peer links --data {}", client.data().display());
     if let Some(dead) = dead {
-        let command = dead.run_command(&cluster::Start::Again)?;
+        let command = dead.run_command(&Start::Again)?;
         let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
         println!("  p2p-server {}   # the killed one comes back", args.join(" "));
     }
@@ -218,27 +219,6 @@ fn serve_backend(addr: &str, name: &str) -> anyhow::Result<()> {
         let listener = TcpListener::bind(addr).await.with_context(|| format!("listening on {addr}"))?;
         match backend::serve(listener, name.into(), Arc::default()).await {}
     })
-}
-
-/// Ctrl-C and SIGTERM make the demo fail where it waits, so that it cleans up.
-fn interrupt_on_signal() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut int), Ok(mut term)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            tokio::select! {
-                _ = int.recv() => {}
-                _ = term.recv() => {}
-            }
-            cluster::interrupt();
-        });
-    });
-    Ok(())
 }
 
 fn step(title: &str) {

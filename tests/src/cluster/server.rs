@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::report::{Master, Members, Peers};
-use super::{Lifetime, Output, PATIENCE, PortLease, Process, binaries, run};
+use super::{Lifetime, Output, PATIENCE, Process, Seat, binaries, run};
 use crate::http;
 
 /// How a Server comes up.
@@ -27,15 +27,13 @@ pub enum Start {
     Again,
 }
 
-/// A Server: its ports and data directory, and its process while it runs.
+/// A Server: its place and data directory, and its process while it runs.
 #[derive(Debug)]
 pub struct ServerProcess {
     name: String,
+    seat: Seat,
     data: PathBuf,
     log: PathBuf,
-    listen: PortLease,
-    ops: PortLease,
-    registry: PortLease,
     lifetime: Lifetime,
     process: Option<Process>,
 }
@@ -43,16 +41,19 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Takes ports for a Server whose data and log go below `dir`.
     pub fn new(name: &str, dir: &Path, lifetime: Lifetime) -> anyhow::Result<Self> {
-        Ok(ServerProcess {
+        Ok(ServerProcess::seated(name, Seat::loopback(dir)?, dir, lifetime))
+    }
+
+    /// A Server whose place is `seat`, and whose log goes below `dir`.
+    pub fn seated(name: &str, seat: Seat, dir: &Path, lifetime: Lifetime) -> Self {
+        ServerProcess {
             name: name.into(),
-            data: dir.join(name),
+            data: seat.dir.join(name),
             log: dir.join(format!("{name}.log")),
-            listen: PortLease::take()?,
-            ops: PortLease::take()?,
-            registry: PortLease::take()?,
+            seat,
             lifetime,
             process: None,
-        })
+        }
     }
 
     /// Its name, also towards the cluster.
@@ -67,17 +68,17 @@ impl ServerProcess {
 
     /// Where it serves gRPC.
     pub fn listen(&self) -> SocketAddr {
-        self.listen.addr()
+        self.seat.listen
     }
 
     /// Where it serves health and metrics.
     pub fn ops(&self) -> SocketAddr {
-        self.ops.addr()
+        self.seat.ops
     }
 
     /// Where it serves the registry's HTTP face.
     pub fn registry(&self) -> SocketAddr {
-        self.registry.addr()
+        self.seat.registry
     }
 
     /// The command that [`Self::start`] runs.
@@ -150,6 +151,7 @@ impl ServerProcess {
     pub fn command(&self, args: &[&str]) -> anyhow::Result<Command> {
         let mut command = Command::new(&binaries()?.server);
         command.args(args).arg("--data").arg(&self.data);
+        self.seat.prepare(&mut command);
         Ok(command)
     }
 

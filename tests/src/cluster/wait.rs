@@ -11,14 +11,38 @@ const PAUSE: Duration = Duration::from_millis(50);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Makes every wait of this process fail from now on, so that it cleans up and ends.
-pub fn interrupt() {
+fn interrupt() {
     INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From now on Ctrl-C and SIGTERM make every wait of this process fail, so that it cleans up and ends.
+///
+/// # Errors
+/// When the thread that waits for them cannot be set up.
+pub fn interrupt_on_signal() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut int), Ok(mut term)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            tokio::select! {
+                _ = int.recv() => {}
+                _ = term.recv() => {}
+            }
+            interrupt();
+        });
+    });
+    Ok(())
 }
 
 /// Looks again and again until `look` succeeds; what it last complained of is the error after `within`.
 ///
 /// # Errors
-/// When the time is over, or after [`interrupt`].
+/// When the time is over, or after a signal that [`interrupt_on_signal`] heard.
 pub fn wait_for<T>(
     what: &str,
     within: Duration,
