@@ -4,6 +4,7 @@
 //! ends the test, its processes end with it, and a panic shows the last lines of each one's log. Nothing is
 //! shared between two [`Cluster`]s, so tests run side by side.
 
+mod access;
 mod binaries;
 mod command;
 mod hostile;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use tempfile::TempDir;
 
+pub use access::{Access, Bearer, BearerChannel};
 pub use binaries::{Binaries, binaries};
 pub use command::{Output, Watch, run};
 pub use hostile::Hostile;

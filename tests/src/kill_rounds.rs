@@ -20,9 +20,9 @@ use rand::{Rng, SeedableRng};
 
 use crate::bench::{Better, Case, Report, Row, median};
 use crate::cluster::report::Member;
-use crate::cluster::{Cluster, PATIENCE, Start, wait_for};
+use crate::cluster::{Access, Cluster, PATIENCE, Start, wait_for};
 use ledger::{Fate, Ledger, Listing};
-use writer::{Access, Writers};
+use writer::{CALL_TIMEOUT, Writers, list};
 
 /// A quorum of three dies in one of this many rounds.
 const TWO_AT_ONCE: (u32, u32) = (1, 10);
@@ -261,7 +261,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
 
     fn master(&self) -> anyhow::Result<String> {
         let running = self.servers.iter().zip(&self.cluster.servers).find(|(_, server)| server.is_started());
-        self.writers.ask(running.context("no Server runs")?.0.master())
+        self.writers.ask(running.context("no Server runs")?.0.master(CALL_TIMEOUT))
     }
 
     /// Takes over what was written, until a write that began after `since` is acknowledged; says when it was.
@@ -342,7 +342,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
         let mut listings: Vec<Listing> = Vec::new();
         for access in &self.servers {
             // A leader that has just won may not answer reads yet.
-            listings.push(wait_for("the list of tokens", PATIENCE, || self.writers.ask(access.list()))?);
+            listings.push(wait_for("the list of tokens", PATIENCE, || self.writers.ask(list(access)))?);
         }
         if let Err(wrong) = self.ledger.check(&listings, asked) {
             bail!(

@@ -3,30 +3,21 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use p2p_common::ErrorCode;
-use p2p_common::addr::HostPort;
 use p2p_proto::status::code_of;
 use p2p_proto::v1;
-use p2p_proto::v1::cluster_client::ClusterClient;
 use p2p_proto::v1::operator_client::OperatorClient;
-use p2p_runtime::grpc::{ChannelParams, connect};
-use p2p_runtime::identity::TrustBundle;
-use p2p_runtime::tls::Connector;
 use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::Status;
 
 use super::ledger::{Fate, Listing, TTL, Write};
-use crate::cluster::ServerProcess;
+use crate::cluster::{Access, BearerChannel};
 
 /// Above the time after which a Server itself gives up: what it says counts, not our impatience.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a writer does between two writes, so that [`TTL`] together with all writers stays below the bound on
 /// tokens.
 const REST: Duration = Duration::from_millis(40);
@@ -35,58 +26,14 @@ const REST_UNREACHED: Duration = Duration::from_millis(10);
 /// The role of the written tokens: nothing else in the cluster has it.
 const ROLE: v1::TokenRole = v1::TokenRole::Reader;
 
-type Bearer = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send>;
+type Client = OperatorClient<BearerChannel>;
 
-type Client = OperatorClient<InterceptedService<Channel, Bearer>>;
-
-/// How to reach one Server.
-#[derive(Debug, Clone)]
-pub(crate) struct Access {
-    name: String,
-    address: HostPort,
-    connector: Connector,
-    bearer: MetadataValue<Ascii>,
-}
-
-impl Access {
-    /// With an operator token, over the certificate authority that the Server's data directory shows.
-    pub(crate) fn of(server: &ServerProcess, token: &str) -> anyhow::Result<Self> {
-        let ca = std::fs::read(server.data().join("ca.pem")).context("reading ca.pem")?;
-        let mut bearer: MetadataValue<Ascii> = format!("Bearer {token}").parse()?;
-        bearer.set_sensitive(true);
-        Ok(Access {
-            name: server.name().into(),
-            address: HostPort::from(server.listen()),
-            connector: Connector::public(&TrustBundle::from_pem(&ca)?)?,
-            bearer,
-        })
-    }
-
-    async fn channel(&self) -> anyhow::Result<InterceptedService<Channel, Bearer>> {
-        let connection = connect(&self.connector, &self.address, &ChannelParams::default()).await?;
-        let bearer = self.bearer.clone();
-        let add_bearer: Bearer = Box::new(move |mut request: Request<()>| {
-            request.metadata_mut().insert("authorization", bearer.clone());
-            request.set_timeout(CALL_TIMEOUT);
-            Ok(request)
-        });
-        Ok(InterceptedService::new(connection.channel, add_bearer))
-    }
-
-    /// Every written token this Server lists.
-    pub(crate) async fn list(&self) -> anyhow::Result<Listing> {
-        let mut client = OperatorClient::new(self.channel().await?);
-        let reply = client.list_tokens(v1::ListTokensRequest {}).await?.into_inner();
-        let written = reply.tokens.into_iter().filter(|token| token.role == i32::from(ROLE));
-        Ok(Listing { server: self.name.clone(), tokens: written.map(|token| token.token_id).collect() })
-    }
-
-    /// The name of the Master that this Server names.
-    pub(crate) async fn master(&self) -> anyhow::Result<String> {
-        let mut client = ClusterClient::new(self.channel().await?);
-        let reply = client.get_master(v1::GetMasterRequest {}).await?.into_inner();
-        Ok(reply.master.context("there is no Master")?.name)
-    }
+/// Every written token that a Server lists.
+pub(crate) async fn list(access: &Access) -> anyhow::Result<Listing> {
+    let mut client = OperatorClient::new(access.channel(CALL_TIMEOUT).await?);
+    let reply = client.list_tokens(v1::ListTokensRequest {}).await?.into_inner();
+    let written = reply.tokens.into_iter().filter(|token| token.role == i32::from(ROLE));
+    Ok(Listing { server: access.name().into(), tokens: written.map(|token| token.token_id).collect() })
 }
 
 /// Writers at work, until dropped.
@@ -157,7 +104,7 @@ impl Writer {
         let place = self.rng.random_range(0..self.servers.len());
         let (access, client) = &mut self.servers[place];
         if client.is_none() {
-            *client = Some(OperatorClient::new(access.channel().await.ok()?));
+            *client = Some(OperatorClient::new(access.channel(CALL_TIMEOUT).await.ok()?));
         }
         let token_id = self.rng.random();
         let request = v1::CreateTokenRequest {
