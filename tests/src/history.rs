@@ -9,6 +9,7 @@
 //! It says nothing about how long anything took, and nothing about other settings.
 
 mod check;
+mod clients;
 #[cfg(test)]
 mod testing;
 
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use check::{Violation, check};
+pub use clients::{Clients, Load, Reads};
 
 /// What a register holds: a value that was written once in the whole history, and how many changes there were
 /// when it was.
@@ -136,9 +138,15 @@ impl Recorder {
         Invoked { recorder: self, operation }
     }
 
-    /// The operations that have ended, in the order in which they did.
-    pub fn operations(&self) -> Vec<Operation> {
-        self.operations.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The operations that have ended, in the order in which they did, without the first `known` of them.
+    pub fn operations(&self, known: usize) -> Vec<Operation> {
+        let operations = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
+        operations.get(known..).unwrap_or_default().to_vec()
+    }
+
+    /// When the history began: what the times of its operations count from.
+    pub fn began(&self) -> Instant {
+        self.began
     }
 }
 

@@ -323,7 +323,7 @@ fn a_dropped_operation_is_of_unknown_outcome() {
     let mut dropped = recorder.invoke(2, 0, write(8));
     dropped.ask_again_at(2);
     drop(dropped);
-    let operations = recorder.operations();
+    let operations = recorder.operations(0);
     assert_eq!(
         operations.iter().map(|operation| operation.outcome).collect::<Vec<_>>(),
         [done(1), Outcome::Unknown]
