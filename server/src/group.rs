@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use p2p_common::member::{MemberRole, RaftId};
-use p2p_server_core::{GroupChange, MemberHealth, next_change};
+use p2p_runtime::clock::Clock;
+use p2p_server_core::{Autopilot, GroupChange, MemberHealth};
 use p2p_server_raft::{MemberProgress, MembershipChange, RaftConfig};
 use slog::{Logger, debug, info};
 use tokio_util::sync::CancellationToken;
@@ -18,13 +19,25 @@ use crate::raft::{ProposeError, Proposer, View};
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Keeps the group as table C and the number of voters ask, until `stop`.
-pub async fn tend(proposer: Proposer, limits: RaftConfig, stop: CancellationToken, log: Logger) {
+pub async fn tend(
+    proposer: Proposer,
+    limits: RaftConfig,
+    clock: Clock,
+    stop: CancellationToken,
+    log: Logger,
+) {
     let mut view = proposer.watch_view();
+    let mut pilot = Autopilot::new();
     let mut said = String::new();
     loop {
         let now = view.borrow_and_update().clone();
-        if now.leads() && !now.membership.is_joint() {
-            let done = step(&proposer, &now, &limits, &log).await;
+        if !now.membership.is_joint() {
+            pilot.handle_voters(&now.membership.voters, clock.now());
+        }
+        if !now.leads() {
+            pilot.handle_not_leading();
+        } else if !now.membership.is_joint() {
+            let done = step(&proposer, &mut pilot, &now, &limits, clock, &log).await;
             let words = done.map_or_else(|e| e.to_string(), |()| String::new());
             if !words.is_empty() && words != said {
                 debug!(log, "member change not made yet"; "reason" => &words);
@@ -41,12 +54,15 @@ pub async fn tend(proposer: Proposer, limits: RaftConfig, stop: CancellationToke
 
 async fn step(
     proposer: &Proposer,
+    pilot: &mut Autopilot,
     view: &View,
     limits: &RaftConfig,
+    clock: Clock,
     log: &Logger,
 ) -> Result<(), ProposeError> {
     let members = health(view, &proposer.progress().await?, limits);
-    let change = match next_change(view.raft_id, &members) {
+    let replace_after = view.state.voter_replace_after();
+    let change = match pilot.next_change(view.raft_id, &members, replace_after, clock.now()) {
         None => return Ok(()),
         Some(GroupChange::HandOver(to)) => {
             info!(log, "handing the leadership over"; "to" => to);
@@ -73,6 +89,8 @@ fn health(view: &View, progress: &[MemberProgress], limits: &RaftConfig) -> Vec<
         MemberHealth {
             raft_id,
             role,
+            leaving: false,
+            started: None,
             registered: registered.contains(&raft_id),
             caught_up: me || seen.is_some_and(caught_up),
             reachable: me || seen.is_some_and(heard),

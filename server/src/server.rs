@@ -98,7 +98,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     let Admitted { identity, credentials, ca, store, stored, state, is_new } = admitted;
     // Its lock is held until this function ends: until nobody writes there any more.
     let dir = Arc::new(dir);
-    let stop = CancellationToken::new();
+    let (clock, stop) = (Clock::start(), CancellationToken::new());
     let (mailbox, transport_metrics) = (Mailbox::new(), TransportMetrics::default());
     let myself =
         Myself { id: identity.id(), epoch: state.epoch, incarnation, credentials: Arc::clone(&credentials) };
@@ -133,7 +133,13 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
 
     let tasks = TaskTracker::new();
     tasks.spawn(remotes.clone().follow(driver.view.clone()));
-    tasks.spawn(group::tend(proposer.clone(), raft_config, stop.clone(), log.new(o!("room" => "group"))));
+    tasks.spawn(group::tend(
+        proposer.clone(),
+        raft_config,
+        clock,
+        stop.clone(),
+        log.new(o!("room" => "group")),
+    ));
     let record = upkeep::Record {
         id: identity.id(),
         name: identity.name().to_owned(),
@@ -142,7 +148,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     };
     tasks.spawn(upkeep::keep_record(record, proposer.clone(), stop.clone(), log.clone()));
     tasks.spawn(upkeep::tell_readiness(proposer.clone(), ready_tx.clone(), stop.clone()));
-    let (clock, metrics) = (Clock::start(), Metrics::default());
+    let metrics = Metrics::default();
     metrics.register(&mut registry, driver.view.clone());
     let hub = spawn_hub(HubParams {
         config: HubConfig::new(incarnation),

@@ -32,12 +32,14 @@ mod session;
 mod visibility;
 
 pub use authorise::{CallRefused, CallerKind, METHODS, TokenRefused, check_call, check_token};
-pub use autopilot::{GroupChange, MemberHealth, next_change, target_voters};
+pub use autopilot::{
+    Autopilot, GroupChange, MemberHealth, RemovalRefused, before_stop, check_removal, target_voters,
+};
 pub use heartbeat::{HEARTBEAT, Heartbeats, SILENCE};
 pub use hub::{Down, Hub, HubConfig, Opened, Output, PeerListing, SessionRefused, TICK};
 pub use identities::{IdentityRefused, check_identity};
 pub use links::{LINKS_MAX, LinkReports, LinksRefused};
-pub use master::{MasterTracker, RaftSight};
+pub use master::{MasterSight, MasterTracker, RaftSight};
 pub use members::MemberNews;
 pub use peers::{Arrival, ArrivalRefused, PeerRow, PeerTable, REPORT_BYTES_MAX, ReportRefused, SESSIONS_MAX};
 pub use push::{PeerPushes, TOMBSTONES_MAX};

@@ -11,17 +11,18 @@
 //!
 //! Owner of: the raft core, the store, the state machine, the Master's title.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use p2p_common::Now;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::Outcome;
 use p2p_common::member::MasterTitle;
 use p2p_proto::convert;
 use p2p_runtime::clock::unix_now;
-use p2p_server_core::{MasterTracker, RaftSight};
+use p2p_server_core::{MasterSight, MasterTracker, RaftSight};
 use p2p_server_raft::{
     Committed, CommittedKind, Fsm, Message, MessageRefused, Output, ProposalFailure, ProposalToken,
     RaftConfig, RaftCore, ReadFailure, ReadToken, Role, StartRefused, TICK_MS,
@@ -426,13 +427,22 @@ impl<O: Outbox> DriverThread<O> {
             }
             !same
         });
-        let sight = RaftSight {
+        let raft = RaftSight {
             leader: status.leader,
             term: status.term,
             leads: status.role == Role::Leader,
             leader_ready: status.leader_ready,
         };
-        if self.tracker.handle_status(sight, self.fsm.state(), unix_now()) {
+        let (none, nobody) = (BTreeSet::new(), BTreeMap::new());
+        let sight = MasterSight {
+            me: self.view.borrow().raft_id,
+            started: Now::ZERO,
+            raft,
+            voters: [&none, &none],
+            reached: &nobody,
+            state: self.fsm.state(),
+        };
+        if self.tracker.handle_sight(&sight, Now::ZERO, unix_now()) {
             self.master.send_replace(self.tracker.title().cloned());
         }
     }
