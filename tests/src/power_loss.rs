@@ -20,9 +20,9 @@ use rand::{Rng, SeedableRng};
 
 use crate::bench::{Better, Case, Report, Row, median};
 use crate::cluster::report::Member;
-use crate::cluster::{Cluster, PATIENCE, Seat, Start, binaries, wait_for};
+use crate::cluster::{Access, Cluster, PATIENCE, Seat, Start, binaries, wait_for};
 use crate::kill_rounds::ledger::{Fate, Ledger, Listing};
-use crate::kill_rounds::writer::{Access, Writers};
+use crate::kill_rounds::writer::{Writers, list};
 use disk::Disk;
 pub use disk::isolate_mounts;
 
@@ -301,7 +301,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
         let mut listings: Vec<Listing> = Vec::new();
         for access in &self.servers {
             // A leader that has just won may not answer reads yet.
-            listings.push(wait_for("the list of tokens", PATIENCE, || self.writers.ask(access.list()))?);
+            listings.push(wait_for("the list of tokens", PATIENCE, || self.writers.ask(list(access)))?);
         }
         if let Err(wrong) = self.ledger.check(&listings, asked) {
             let shown = wrong[..wrong.len().min(20)].join("\n");
