@@ -49,7 +49,7 @@ pub use raft::RaftApi;
 
 use crate::hub_task::HubHandle;
 use crate::metrics::Metrics;
-use crate::raft::{ProposeError, Proposer};
+use crate::raft::{ProposeError, Proposer, View};
 use crate::transport::{Connected, Myself};
 
 /// Calls and streams at a time on one connection: a Peer needs two; a Server runs the proposals of its clients at the
@@ -152,6 +152,32 @@ pub fn router(context: ApiContext, between_servers: Routes) -> Router<Stack<Gate
 impl ApiContext {
     /// Puts a command to raft and counts what became of it.
     async fn propose(&self, request_id: RequestId, body: CommandBody) -> Result<Outcome, Status> {
+        self.propose_indexed(request_id, body).await.map(|(_, outcome)| outcome)
+    }
+
+    /// As [`Self::propose`], for who wants to see what it made: a view in which it is applied.
+    ///
+    /// # Errors
+    /// Also when this Server does not come so far in time, as when its disk fails: what its view lacks then may
+    /// be there all the same.
+    async fn propose_and_see(
+        &self,
+        request_id: RequestId,
+        body: CommandBody,
+    ) -> Result<(Outcome, Arc<View>), Status> {
+        let (index, outcome) = self.propose_indexed(request_id, body).await?;
+        let view = self.proposer.view();
+        if view.applied < index {
+            return Err(unanswered(&ProposeError::OutcomeUnknown));
+        }
+        Ok((outcome, view))
+    }
+
+    async fn propose_indexed(
+        &self,
+        request_id: RequestId,
+        body: CommandBody,
+    ) -> Result<(u64, Outcome), Status> {
         let name = match &body {
             CommandBody::CreateToken(_) => "create_token",
             CommandBody::RevokeToken(_) => "revoke_token",
@@ -162,7 +188,7 @@ impl ApiContext {
         };
         let (result, answer) = match self.proposer.propose(Command { request_id, body }).await {
             Ok((_, Outcome::Refused { code, message })) => ("refused", Err(refuse(code, message))),
-            Ok((_, outcome)) => ("done", Ok(outcome)),
+            Ok(done) => ("done", Ok(done)),
             Err(error) => ("failed", Err(unanswered(&error))),
         };
         self.metrics.proposed(name, result);

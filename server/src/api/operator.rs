@@ -88,8 +88,7 @@ impl Operator for OperatorApi {
         let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
         let record = record(&request)?;
         let (id, secret_hash) = (record.id, record.secret_hash);
-        self.context.propose(request_id, CommandBody::CreateToken(record)).await?;
-        let view = self.context.proposer.view();
+        let (_, view) = self.context.propose_and_see(request_id, CommandBody::CreateToken(record)).await?;
         // A repeated request gets what the first one made.
         let token = view.state.tokens.get(&id).filter(|token| token.secret_hash == secret_hash);
         let token = token.ok_or_else(|| {
