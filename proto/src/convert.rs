@@ -14,7 +14,7 @@ pub use node::{
     net_info_from, net_info_to, offer_from, offer_to, push_from, push_to, report_from, report_to,
 };
 pub use store::{
-    decode_command, decode_outcome, decode_state, encode_command, encode_outcome, encode_state,
+    decode_command, decode_outcome, decode_state, encode_command, encode_outcome, encode_state, recovery_id,
     token_role_from, token_role_to,
 };
 

@@ -3,7 +3,11 @@
 //! ```text
 //! empty ──bootstrap──► CA key ─► certificate ─────────────────► store begun ─► raft-id ─► run
 //! empty ──join───────► certificate (Enroll) ─► member (Join) ─► store begun ─► raft-id ─► run
+//! rejoin ─────────────────────────────────────► member (Join) ─► store begun ─► raft-id ─► run
+//! restore ───► (CA key) ─► certificate ───────────────────────► store begun ─► raft-id ─► run
 //! ```
+//!
+//! The last two were prepared by a command of [`crate::recovery`].
 //!
 //! Each arrow is durable before the next begins and safe to repeat: whatever was reached when the process was
 //! killed, the same command goes on from there. What was begun is never begun anew: a Server whose store is gone
@@ -11,6 +15,7 @@
 
 mod found;
 mod join;
+mod joining;
 
 use std::sync::Arc;
 
@@ -24,16 +29,16 @@ use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::identity::{DataDir, FileMode, NodeIdentity};
 use p2p_runtime::tls::Credentials;
 use slog::{Logger, info};
+use uuid::Uuid;
 
 use crate::config::ServerConfig;
-use crate::store::{Store, Stored};
+use crate::recovery::{RAFT_ID_FILE, STORE, StagedState, advice};
+use crate::store::{Store, StoreError, Stored};
+
+pub(crate) use joining::Joining;
 
 /// The epoch of a new cluster; 0 stands for "none yet" in a hello.
 const FIRST_EPOCH: Epoch = Epoch(1);
-/// Where the log and the state are, in the data directory.
-const STORE: &str = "store";
-/// This Server's raft id, left there once its store was begun.
-const RAFT_ID_FILE: &str = "raft-id";
 
 /// What admission works with.
 #[derive(Debug)]
@@ -78,28 +83,38 @@ pub async fn admit(applicant: Applicant<'_>) -> Result<Admitted, Exit> {
     let Applicant { dir, config, .. } = applicant;
     let failed = |e: &dyn std::error::Error| Exit::failed(e.to_string());
     let is_empty = NodeIdentity::load(dir.view()).map_err(|e| failed(&e))?.is_none();
-    if is_empty && !config.bootstrap && config.join.is_empty() {
+    let staged = StagedState::load(dir)?;
+    if is_empty && staged.is_none() && !config.bootstrap && config.join.is_empty() {
         return Err(nothing_said(config));
+    }
+    let joining = Joining::load(dir.view())?;
+    if joining.as_ref().is_some_and(|joining| joining.discarding.is_some()) {
+        return Err(interrupted(config));
     }
     let name = config.name.as_deref();
     let mut identity = NodeIdentity::load_or_create(dir, NodeKind::Server, config.id, name)
         .map_err(|e| Exit::failed(chain(&e)))?;
-    let mut store = Store::open(&dir.view().join(STORE)).map_err(Exit::needs_operator)?;
-    let stored = store.load().map_err(Exit::needs_operator)?;
     let begun = dir.view().read(RAFT_ID_FILE).map_err(|e| failed(&e))?.is_some();
-
+    if begun && !dir.view().join(STORE).exists() {
+        return Err(store_lost(config));
+    }
+    let unusable = |e: StoreError| store_unusable(config, &e);
+    let mut store = Store::open(&dir.view().join(STORE)).map_err(unusable)?;
+    let stored = store.load().map_err(unusable)?;
     let is_new = stored.is_none();
     let stored = match stored {
         Some(_) if identity.enrolment().is_none() => return Err(identity_lost(config)),
         Some(stored) => stored,
         None if begun => return Err(store_lost(config)),
         None => {
-            let founding = found::wanted(&applicant, &identity)?
-                || join::join(&applicant, &mut identity, &mut store).await? == join::Joined::NobodyThere;
+            let may_found = joining.is_none();
+            let founding = may_found && (staged.is_some() || found::wanted(&applicant, &identity)?)
+                || join::join(&applicant, &mut identity, &mut store, joining).await?
+                    == join::Joined::NobodyThere;
             if founding {
-                found::found(&applicant, &mut identity, &mut store)?;
+                found::found(&applicant, &mut identity, &mut store, staged)?;
             }
-            let stored = store.load().map_err(Exit::needs_operator)?;
+            let stored = store.load().map_err(unusable)?;
             stored.ok_or_else(|| Exit::failed("the store is empty after it was begun"))?
         }
     };
@@ -107,6 +122,10 @@ pub async fn admit(applicant: Applicant<'_>) -> Result<Admitted, Exit> {
         let text = format!("{}\n", stored.origin.raft_id);
         dir.write(RAFT_ID_FILE, text.as_bytes(), FileMode::Private).map_err(|e| failed(&e))?;
     }
+    // Before raft says anything: from then on this store is never begun again.
+    Joining::forget(dir)?;
+    StagedState::forget(dir)?;
+    identity.keep_epoch(dir, stored.origin.epoch).map_err(|e| Exit::failed(chain(&e)))?;
     let enrolment = identity.enrolment().ok_or_else(|| identity_lost(config))?;
     let credentials = Credentials::new(&identity, enrolment)
         .map_err(|e| Exit::failed(format!("the certificate cannot be used: {e}")))?;
@@ -117,12 +136,13 @@ pub async fn admit(applicant: Applicant<'_>) -> Result<Admitted, Exit> {
     Ok(Admitted { ca: ca.map(Arc::new), credentials, store, stored, state, is_new, identity })
 }
 
-/// A joiner's state before its log brings one: the Servers its introducer named, so that it knows who may speak
-/// to it.
+/// What a Server goes by before its log brings the state: which history it belongs to, and for a joiner the Servers
+/// its introducer named, so that it knows who may speak to it.
 fn first_state(identity: &NodeIdentity, stored: &Stored) -> ClusterState {
     let enrolment = identity.enrolment().expect("whoever comes here is enrolled");
     let trust = enrolment.trust.certificates().iter().map(|certificate| certificate.to_vec()).collect();
-    let mut state = ClusterState::new(enrolment.cluster_id, identity.epoch(), trust);
+    let mut state = ClusterState::new(enrolment.cluster_id, stored.origin.epoch, trust);
+    state.recovery_id = stored.origin.recovery_id;
     for member in &stored.origin.members {
         let (name, enrolled_at) = (member.name.clone(), UnixMs(0));
         let record = IdentityRecord { id: member.id, name, key_hash: member.key_hash, enrolled_at };
@@ -142,12 +162,25 @@ fn nothing_said(config: &ServerConfig) -> Exit {
     ))
 }
 
-fn store_lost(config: &ServerConfig) -> Exit {
+fn interrupted(config: &ServerConfig) -> Exit {
     let data = config.data.display();
     Exit::needs_operator(format!(
-        "{data} belongs to a server that has run, but its store is gone, and with it what it acknowledged; it \
-         must not vote again. Bring {data}/{STORE} back as it was, or move {data} aside and start with an empty \
-         directory, --join and a new token: the server comes back under a new id"
+        "`p2p-server rejoin` was interrupted in {data}: type `p2p-server rejoin --discard-state --data {data}` again"
+    ))
+}
+
+fn store_unusable(config: &ServerConfig, error: &StoreError) -> Exit {
+    Exit::needs_operator(match error {
+        StoreError::Write(_) => error.to_string(),
+        _ => format!("{error}. {}", advice(&config.data)),
+    })
+}
+
+fn store_lost(config: &ServerConfig) -> Exit {
+    Exit::needs_operator(format!(
+        "{} belongs to a server that has run, but its store is gone, and with it what it acknowledged. {}",
+        config.data.display(),
+        advice(&config.data)
     ))
 }
 
@@ -167,6 +200,14 @@ fn certificate_names(addresses: &[HostPort]) -> Vec<String> {
 /// The wall time for what is signed and stored now.
 fn now() -> UnixMs {
     unix_now()
+}
+
+/// A request id, cluster id or recovery id nobody else draws.
+pub(crate) fn random_uuid() -> Result<Uuid, Exit> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Exit::failed(format!("the system gives no random numbers: {e}")))?;
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
 #[cfg(test)]

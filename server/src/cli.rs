@@ -1,9 +1,11 @@
 //! The command line of `p2p-server`: what may be typed, and what happens then.
 //!
-//! `run` is a Server; every other verb is a client of one: the Server of a data directory (`--data`), which
-//! leaves its address, CA and an operator token there, or any other by address, CA file and token.
+//! `run` is a Server; `restore`, `rejoin` and `force-new-cluster` work on the data directory of one that does not run;
+//! every other verb is a client of one: the Server of a data directory (`--data`), which leaves its address, CA and
+//! an operator token there, or any other by address, CA file and token.
 
 mod client;
+mod recovery;
 mod settings;
 mod show;
 mod token;
@@ -65,6 +67,14 @@ enum Verb {
         #[command(subcommand)]
         verb: token::TokenVerb,
     },
+    /// Write the cluster's whole state to a file
+    Backup(recovery::BackupArgs),
+    /// Prepare an empty directory to found a cluster from a backup
+    Restore(recovery::RestoreArgs),
+    /// Have a stopped Server come back without the state it has lost, or must not use
+    Rejoin(recovery::RejoinArgs),
+    /// Have a stopped Server go on alone, after a quorum was lost for good
+    ForceNewCluster(recovery::ForceArgs),
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +134,9 @@ where
 {
     let done = match Cli::parse().verb {
         Verb::Run(args) => run(*args, serve),
+        Verb::Restore(args) => recovery::restore_backup(&args),
+        Verb::Rejoin(args) => recovery::rejoin(&args),
+        Verb::ForceNewCluster(args) => recovery::force(&args),
         verb => ask(verb),
     };
     match done {
@@ -150,7 +163,9 @@ fn ask(verb: Verb) -> Result<(), Exit> {
         .map_err(|e| Exit::failed(format!("cannot start: {e}")))?;
     runtime.block_on(async {
         match verb {
-            Verb::Run(_) => Err(Exit::failed("run is no look-up")),
+            Verb::Run(_) | Verb::Restore(_) | Verb::Rejoin(_) | Verb::ForceNewCluster(_) => {
+                Err(Exit::failed("this asks no Server"))
+            }
             Verb::Members(args) => show::members(&args.client, args.stale).await,
             Verb::Master(args) if args.watch => show::watch_master(&args.client).await,
             Verb::Master(args) => show::master(&args.client).await,
@@ -159,6 +174,7 @@ fn ask(verb: Verb) -> Result<(), Exit> {
             Verb::Status(args) => show::status(&args).await,
             Verb::Settings { verb } => settings::run(verb).await,
             Verb::Token { verb } => token::run(verb).await,
+            Verb::Backup(args) => recovery::take_backup(args).await,
         }
     })
 }
@@ -188,6 +204,11 @@ mod tests {
             "p2p-server settings unset description --data d --json",
             "p2p-server token list --data d",
             "p2p-server token revoke 00000000000000ff --data d",
+            "p2p-server backup --data d --out cluster.backup",
+            "p2p-server restore --data e --from cluster.backup",
+            "p2p-server restore --data e --from cluster.backup --keep-cluster-id --ca-key ca-key.pem",
+            "p2p-server rejoin --discard-state --data d --join h:1",
+            "p2p-server force-new-cluster --data d --yes",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

@@ -9,6 +9,7 @@ mod http;
 mod hub_task;
 mod metrics;
 pub mod raft;
+pub mod recovery;
 mod server;
 pub mod store;
 pub mod transport;

@@ -44,6 +44,7 @@ use crate::http::discovery;
 use crate::hub_task::{HubParams, spawn_hub};
 use crate::metrics::Metrics;
 use crate::raft::{DriverEnd, DriverParams, Mailbox, Proposer, spawn_driver};
+use crate::recovery::advice;
 use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, TransportMetrics};
 
 /// A stop that takes longer leaves the rest to the kernel.
@@ -119,7 +120,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         outbox: remotes.clone(),
         logger: log.new(o!("room" => "raft")),
     })
-    .map_err(Exit::needs_operator)?;
+    .map_err(|refused| Exit::needs_operator(format!("{refused}. {}", advice(&config.data))))?;
     let proposer =
         Proposer::new(mailbox.clone(), driver.view.clone(), driver.master.clone(), remotes.clone());
 
@@ -223,6 +224,9 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
         return Err(match ended {
             Ok(DriverEnd::Panicked(why)) => Exit::failed(format!("a bug stopped raft: {why}")),
+            Ok(end @ DriverEnd::LogLost(_)) => {
+                Exit::needs_operator(format!("{end}. {}", advice(&config.data)))
+            }
             Ok(end) => Exit::needs_operator(end),
             Err(_) => Exit::failed("the raft thread is gone"),
         });

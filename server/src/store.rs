@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use p2p_common::member::{Member, RaftId};
+use p2p_common::{Epoch, RecoveryId};
 use p2p_proto::{convert, v1};
 use p2p_server_raft::{Compaction, HardState, Loaded, LogEntry, Persist, Snapshot};
 use prost::Message as _;
@@ -53,7 +54,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// sled does not open it.
-    #[error("the store {} does not open: {reason}. {HELP}", path.display())]
+    #[error("the store {} does not open: {reason}", path.display())]
     Open {
         /// Which directory.
         path: PathBuf,
@@ -61,7 +62,7 @@ pub enum StoreError {
         reason: String,
     },
     /// What it holds cannot be right.
-    #[error("the store {} is damaged: {reason}. {HELP}", path.display())]
+    #[error("the store {} is damaged: {reason}", path.display())]
     Damaged {
         /// Which directory.
         path: PathBuf,
@@ -73,16 +74,26 @@ pub enum StoreError {
     Write(String),
 }
 
-const HELP: &str = "This server neither votes nor writes until you act: bring back the data directory as it was, \
-    or move it aside and start with an empty one, --join and a new token";
-
 /// How this Server came into its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// Its number inside raft; never used again once this store is lost.
     pub raft_id: RaftId,
+    /// Which history of the cluster its log belongs to.
+    pub epoch: Epoch,
+    /// Which forced recovery began that history; none before the first one.
+    pub recovery_id: Option<RecoveryId>,
     /// A joiner's first address book, until the log has brought table C; empty for the founder.
     pub members: Vec<Member>,
+    /// Whom a forced recovery of this Server left behind: they may live on, in the history before.
+    pub former: Vec<Member>,
+}
+
+impl Origin {
+    /// A member of a history that knows nobody else yet.
+    pub fn new(raft_id: RaftId, epoch: Epoch, recovery_id: Option<RecoveryId>) -> Self {
+        Origin { raft_id, epoch, recovery_id, members: Vec::new(), former: Vec::new() }
+    }
 }
 
 /// What a start finds.
@@ -153,27 +164,24 @@ impl Store {
             return Err(self.damaged("it has a log but no origin"));
         };
         let origin = v1::StoredOrigin::decode(&*origin).map_err(|e| self.damaged(e))?;
-        let (_, members) = convert::member_table_from(origin.members).map_err(|e| self.damaged(e))?;
+        let origin = origin_from(origin).map_err(|e| self.damaged(e))?;
         let loaded = Loaded {
             hard_state: self.hard_state,
             snapshot: self.read_snapshot()?,
             entries: self.read_entries()?,
             applied: None,
         };
-        Ok(Some(Stored { origin: Origin { raft_id: origin.raft_id, members }, loaded }))
+        Ok(Some(Stored { origin, loaded }))
     }
 
-    /// The first write of all: where this Server comes from and, for a founder, the cluster's first snapshot.
+    /// The first write of all: where this Server comes from and, for a founder, the cluster's first snapshot. Over a
+    /// store that has been used, `founding` takes the place of all that was there, in the same step.
     ///
     /// # Errors
     /// When it could not be made durable.
     pub fn begin(&mut self, origin: &Origin, founding: Option<&Persist>) -> Result<(), StoreError> {
         let mut batch = Batch::default();
-        let record = v1::StoredOrigin {
-            raft_id: origin.raft_id,
-            members: Some(convert::member_table_to(0, &origin.members)),
-        };
-        batch.insert(ORIGIN, record.encode_to_vec());
+        batch.insert(ORIGIN, origin_to(origin).encode_to_vec());
         if let Some(persist) = founding {
             self.put_persist(&mut batch, persist)?;
         }
@@ -330,6 +338,26 @@ impl Store {
     fn damaged(&self, reason: impl std::fmt::Display) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), reason: reason.to_string() }
     }
+}
+
+fn origin_to(origin: &Origin) -> v1::StoredOrigin {
+    v1::StoredOrigin {
+        raft_id: origin.raft_id,
+        members: Some(convert::member_table_to(0, &origin.members)),
+        epoch: origin.epoch.0,
+        recovery_id: origin.recovery_id.map(|id| id.to_string()).unwrap_or_default(),
+        former: Some(convert::member_table_to(0, &origin.former)),
+    }
+}
+
+fn origin_from(origin: v1::StoredOrigin) -> Result<Origin, convert::ConvertError> {
+    Ok(Origin {
+        raft_id: origin.raft_id,
+        epoch: Epoch(origin.epoch),
+        recovery_id: convert::recovery_id(&origin.recovery_id)?,
+        members: convert::member_table_from(origin.members)?.1,
+        former: convert::member_table_from(origin.former)?.1,
+    })
 }
 
 /// Opens sled. Its threads hold the lock for a moment after a former owner in this process let go; no other process

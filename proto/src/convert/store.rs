@@ -4,7 +4,7 @@ use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{Command, CommandBody, IdentityRecord, Outcome, TokenId, TokenRecord, TokenRole};
 use p2p_common::member::Member;
 use p2p_common::setting::Setting;
-use p2p_common::{Epoch, ErrorCode, NodeKind, UnixMs};
+use p2p_common::{Epoch, ErrorCode, NodeKind, RecoveryId, UnixMs};
 use prost::Message;
 
 use super::{
@@ -156,10 +156,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState, ConvertError> {
     );
     state.members_version = stored.members_version;
     state.next_raft_id = stored.next_raft_id;
-    state.recovery_id = match stored.recovery_id.as_str() {
-        "" => None,
-        text => Some(parse(text, "recovery_id")?),
-    };
+    state.recovery_id = recovery_id(&stored.recovery_id)?;
     state.settings_revision = stored.settings_revision;
     for setting in stored.settings {
         let name = parse(&setting.name, "settings.name")?;
@@ -187,6 +184,14 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState, ConvertError> {
         state.applied_requests.push_back((request_id(&request.request_id)?, outcome));
     }
     Ok(state)
+}
+
+/// A stored or received recovery id; empty before the first forced recovery.
+///
+/// # Errors
+/// When it is neither empty nor a UUID.
+pub fn recovery_id(text: &str) -> Result<Option<RecoveryId>, ConvertError> {
+    if text.is_empty() { Ok(None) } else { parse(text, "recovery_id").map(Some) }
 }
 
 /// The wire form of a token's role.

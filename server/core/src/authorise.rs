@@ -64,6 +64,7 @@ pub const METHODS: &[(&str, &[CallerKind])] = &[
     ("/p2p.v1.Operator/ListTokens", &[Operator]),
     ("/p2p.v1.Operator/RevokeToken", &[Operator]),
     ("/p2p.v1.Operator/ChangeSetting", &[Operator]),
+    ("/p2p.v1.Operator/Backup", &[Operator]),
     ("/p2p.v1.Peering/Join", &[Server]),
     ("/p2p.v1.Peering/FetchCaKey", &[Server]),
     ("/p2p.v1.Peering/Propose", &[Server]),

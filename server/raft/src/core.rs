@@ -40,7 +40,7 @@ const LEADER_SILENCE: u64 = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum StartRefused {
     /// What was loaded is no log this core has written.
-    #[error("the stored raft log is damaged: {0}; this node must not vote with it")]
+    #[error("the stored raft log is damaged: {0}")]
     BadLog(String),
     /// A setting raft refuses.
     #[error("raft refuses its settings or its log")]

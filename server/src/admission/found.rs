@@ -1,4 +1,5 @@
-//! The founding of a cluster: its id, its CA, its first state with one member.
+//! The founding of a cluster: its id, its CA, its first state with one member; from nothing, or from a restored
+//! backup.
 
 use p2p_common::ClusterId;
 use p2p_common::cluster_state::ClusterState;
@@ -10,13 +11,10 @@ use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::identity::{Enrolment, NodeIdentity};
 use p2p_server_raft::founding_write;
 use slog::info;
-use uuid::Uuid;
 
-use super::{Applicant, FIRST_EPOCH, certificate_names, now};
+use super::{Applicant, FIRST_EPOCH, certificate_names, now, random_uuid};
+use crate::recovery::StagedState;
 use crate::store::{Origin, Store};
-
-/// The founder's raft id.
-const FIRST: u64 = 1;
 
 /// Whether this Server is to found a cluster without asking anybody: told so, or killed while it did.
 pub(super) fn wanted(applicant: &Applicant<'_>, identity: &NodeIdentity) -> Result<bool, Exit> {
@@ -35,28 +33,45 @@ pub(super) fn found(
     applicant: &Applicant<'_>,
     identity: &mut NodeIdentity,
     store: &mut Store,
+    staged: Option<StagedState>,
 ) -> Result<(), Exit> {
+    let restored = staged.map(|StagedState(state)| state);
     if identity.enrolment().is_none() {
-        let enrolment = certify(applicant, identity).map_err(|e| Exit::failed(chain(&e)))?;
+        let cluster_id = match &restored {
+            Some(state) => state.cluster_id,
+            None => ClusterId::new(random_uuid()?),
+        };
+        // A restored state without a CA gets a new one; the key of one that is kept was put here by the restore.
+        let kept = restored.as_ref().is_some_and(|state| !state.trust_bundle.is_empty());
+        let enrolment =
+            certify(applicant, identity, cluster_id, kept).map_err(|e| Exit::failed(chain(&e)))?;
         identity.enrol(applicant.dir, enrolment).map_err(|e| Exit::failed(chain(&e)))?;
     }
-    identity.keep_epoch(applicant.dir, FIRST_EPOCH).map_err(|e| Exit::failed(chain(&e)))?;
     let enrolment = identity.enrolment().expect("it was just enrolled");
-    let state = first_state(applicant, identity, enrolment);
-    let founding = founding_write(FIRST, convert::encode_state(&state).into());
-    let origin = Origin { raft_id: FIRST, members: Vec::new() };
+    let state = first_state(applicant, identity, enrolment, restored)?;
+    identity.keep_epoch(applicant.dir, state.epoch).map_err(|e| Exit::failed(chain(&e)))?;
+    let enrolment = identity.enrolment().expect("it was just enrolled");
+    let raft_id = state.members[&identity.id()].raft_id;
+    let founding = founding_write(raft_id, convert::encode_state(&state).into());
+    let origin = Origin::new(raft_id, state.epoch, state.recovery_id);
     store.begin(&origin, Some(&founding)).map_err(Exit::needs_operator)?;
-    info!(applicant.log, "cluster founded"; "cluster_id" => %enrolment.cluster_id);
+    info!(applicant.log, "cluster founded"; "cluster_id" => %enrolment.cluster_id, "epoch" => state.epoch.0);
     Ok(())
 }
 
-/// A new cluster id and CA, and this Server's certificate by it. A CA key left by a founder that was killed before it
+/// The CA, `kept` or new, and this Server's certificate by it. A CA key left by a founder that was killed before it
 /// had a certificate is replaced: nobody has seen it.
-fn certify(applicant: &Applicant<'_>, identity: &NodeIdentity) -> Result<Enrolment, CaError> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)?;
-    let cluster_id = ClusterId::new(uuid::Builder::from_random_bytes(bytes).into_uuid());
-    let ca = ClusterCa::create(cluster_id, now())?;
+fn certify(
+    applicant: &Applicant<'_>,
+    identity: &NodeIdentity,
+    cluster_id: ClusterId,
+    kept: bool,
+) -> Result<Enrolment, CaError> {
+    let kept = if kept { ClusterCa::load(applicant.dir.view(), cluster_id)? } else { None };
+    let ca = match kept {
+        Some(ca) => ca,
+        None => ClusterCa::create(cluster_id, now())?,
+    };
     ca.store_key(applicant.dir)?;
     let request = identity.key().certificate_request(identity.id())?;
     let mut grant = CertificateGrant::new(identity.id(), now());
@@ -65,30 +80,34 @@ fn certify(applicant: &Applicant<'_>, identity: &NodeIdentity) -> Result<Enrolme
     Ok(Enrolment { cluster_id, certificate, trust: ca.trust() })
 }
 
-fn first_state(applicant: &Applicant<'_>, identity: &NodeIdentity, enrolment: &Enrolment) -> ClusterState {
+fn first_state(
+    applicant: &Applicant<'_>,
+    identity: &NodeIdentity,
+    enrolment: &Enrolment,
+    restored: Option<ClusterState>,
+) -> Result<ClusterState, Exit> {
     let trust = enrolment.trust.certificates().iter().map(|certificate| certificate.to_vec()).collect();
-    let mut state = ClusterState::new(enrolment.cluster_id, FIRST_EPOCH, trust);
+    let mut state =
+        restored.unwrap_or_else(|| ClusterState::new(enrolment.cluster_id, FIRST_EPOCH, Vec::new()));
+    state.trust_bundle = trust;
     let (id, key_hash) = (identity.id(), identity.key().key_hash());
+    if state.identities.get(&id).is_some_and(|bound| bound.key_hash != key_hash) {
+        return Err(Exit::usage(format!(
+            "the restored cluster has bound {id} to another key: start without --id, in a directory restored anew"
+        )));
+    }
     let name = identity.name().to_owned();
     let member = Member {
         id,
         name: name.clone(),
         addresses: applicant.addresses.to_vec(),
         zone: applicant.config.zone.clone(),
-        raft_id: FIRST,
+        raft_id: state.next_raft_id,
         key_hash,
     };
     state.members.insert(id, member);
-    state.members_version = 1;
-    state.next_raft_id = FIRST + 1;
+    state.members_version += 1;
+    state.next_raft_id += 1;
     state.identities.insert(id, IdentityRecord { id, name, key_hash, enrolled_at: now() });
-    state
-}
-
-/// A request id nobody else draws.
-pub(super) fn random_uuid() -> Result<Uuid, Exit> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|e| Exit::failed(format!("the system gives no random numbers: {e}")))?;
-    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
+    Ok(state)
 }

@@ -2,7 +2,9 @@
 //!
 //! 1. Enroll, on the public face: the token's CA fingerprint says whom to believe, the token's secret says that
 //!    we may. It binds our Id to our key and gives a certificate.
-//! 2. Join, on the node face: puts us into table C and gives a raft id and the other Servers.
+//! 2. Join, on the node face: puts us into table C and gives a raft id and the other Servers. Whoever asks has no
+//!    log, so the raft id is always a new one, and no epoch, so any history takes it in; a lower one than it has
+//!    lived in is not taken by us.
 //!
 //! Who does not answer, or has no quorum, is asked again for as long as it takes; a refusal for good ends it.
 
@@ -19,8 +21,7 @@ use p2p_runtime::identity::{CaFingerprint, Enrolment, NodeIdentity, Token, Trust
 use p2p_runtime::tls::{ConnectError, Connector, Credentials, Expect};
 use slog::{info, warn};
 
-use super::Applicant;
-use super::found::random_uuid;
+use super::{Applicant, Joining};
 use crate::store::{Origin, Store};
 
 /// Between two rounds over all introducers; doubled up to the second.
@@ -59,8 +60,12 @@ pub(super) async fn join(
     applicant: &Applicant<'_>,
     identity: &mut NodeIdentity,
     store: &mut Store,
+    joining: Option<Joining>,
 ) -> Result<Joined, Exit> {
-    if applicant.config.join.is_empty() {
+    let mut introducers = applicant.config.join.clone();
+    let known = joining.iter().flat_map(|joining| &joining.introducers);
+    introducers.extend(known.filter(|known| !applicant.config.join.contains(known)).cloned());
+    if introducers.is_empty() {
         return Err(Exit::usage(format!(
             "{} is enrolled but has not joined yet: start it again with --join HOST:PORT and its token",
             applicant.config.data.display()
@@ -71,7 +76,7 @@ pub(super) async fn join(
     if identity.enrolment().is_none() {
         let token = applicant.config.token.as_ref();
         let token = token.ok_or_else(|| Exit::usage("joining needs --token"))?;
-        let enrolment = persist(applicant, "enrolment", give_up, async |introducer| {
+        let enrolment = persist(applicant, "enrolment", &introducers, give_up, async |introducer| {
             enrol(applicant, identity, token, introducer).await
         });
         let Some((enrolment, epoch)) = enrolment.await? else { return Ok(Joined::NobodyThere) };
@@ -84,17 +89,24 @@ pub(super) async fn join(
     let credentials = Credentials::new(identity, enrolment)
         .map_err(|e| Exit::failed(format!("the certificate cannot be used: {e}")))?;
     let connector = Connector::node(credentials, Expect::Kind(NodeKind::Server));
-    let request_id = random_uuid()?.to_string();
-    let origin = persist(applicant, "join", None, async |introducer| {
-        let hello = hello(applicant, identity, Some(enrolment.cluster_id), identity.epoch());
+    let joining = match joining {
+        Some(joining) => joining,
+        None => {
+            let joining = Joining::new()?;
+            joining.store(applicant.dir)?;
+            joining
+        }
+    };
+    let origin = persist(applicant, "join", &introducers, None, async |introducer| {
+        let hello = hello(applicant, identity, Some(enrolment.cluster_id));
         let request = v1::JoinRequest {
             hello: Some(convert::hello_to(&hello)),
             name: identity.name().to_owned(),
             addresses: applicant.addresses.iter().map(ToString::to_string).collect(),
             zone: applicant.config.zone.clone(),
-            request_id: request_id.clone(),
+            request_id: joining.request_id.to_string(),
         };
-        ask_to_join(&connector, introducer, request).await
+        ask_to_join(&connector, introducer, request, identity.epoch()).await
     });
     let origin = origin.await?.expect("joining has no end but an answer");
     store.begin(&origin, None).map_err(Exit::needs_operator)?;
@@ -107,6 +119,7 @@ pub(super) async fn join(
 async fn persist<T>(
     applicant: &Applicant<'_>,
     what: &'static str,
+    introducers: &[HostPort],
     give_up: Option<tokio::time::Instant>,
     ask: impl AsyncFn(&HostPort) -> Result<T, Refused>,
 ) -> Result<Option<T>, Exit> {
@@ -114,7 +127,7 @@ async fn persist<T>(
     let mut said = String::new();
     loop {
         let mut for_good = None;
-        for introducer in &applicant.config.join {
+        for introducer in introducers {
             match ask(introducer).await {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(Refused::ForGood(ending, why)) => {
@@ -151,7 +164,7 @@ async fn enrol(
     let connector = Connector::enrol(token).map_err(|e| for_good(&e))?;
     let connection = connect(&connector, introducer, &ChannelParams::default()).await.map_err(unreached)?;
     let mut request = tonic::Request::new(v1::EnrollRequest {
-        hello: Some(convert::hello_to(&hello(applicant, identity, None, Epoch(0)))),
+        hello: Some(convert::hello_to(&hello(applicant, identity, None))),
         token_id: token.id().0,
         token_secret: token.secret().to_vec().into(),
         name: identity.name().to_owned(),
@@ -176,32 +189,35 @@ async fn ask_to_join(
     connector: &Connector,
     introducer: &HostPort,
     request: v1::JoinRequest,
+    lived_in: Epoch,
 ) -> Result<Origin, Refused> {
     let connection = connect(connector, introducer, &ChannelParams::default()).await.map_err(unreached)?;
     let mut request = tonic::Request::new(request);
     request.set_timeout(CALL_TIMEOUT);
     let reply = v1::peering_client::PeeringClient::new(connection.channel).join(request).await;
     let reply = reply.map_err(|status| refused(&status))?.into_inner();
-    let members = convert::member_table_from(reply.members);
-    let (_, members) = members.map_err(|e| Refused::ForGood(FAILED, e.to_string()))?;
+    let malformed = |e: convert::ConvertError| Refused::ForGood(FAILED, e.to_string());
+    let (_, members) = convert::member_table_from(reply.members).map_err(malformed)?;
+    let recovery_id = convert::recovery_id(&reply.recovery_id).map_err(malformed)?;
     if reply.raft_id == 0 {
         return Err(Refused::ForGood(FAILED, "it gave no raft id".to_owned()));
     }
-    Ok(Origin { raft_id: reply.raft_id, members })
+    let epoch = Epoch(reply.epoch);
+    if epoch < lived_in {
+        return Err(Refused::ForNow(format!(
+            "it lives in epoch {epoch}, which is over: this server knows {lived_in}"
+        )));
+    }
+    Ok(Origin { members, ..Origin::new(reply.raft_id, epoch, recovery_id) })
 }
 
-fn hello(
-    applicant: &Applicant<'_>,
-    identity: &NodeIdentity,
-    cluster_id: Option<ClusterId>,
-    epoch: Epoch,
-) -> Hello {
+fn hello(applicant: &Applicant<'_>, identity: &NodeIdentity, cluster_id: Option<ClusterId>) -> Hello {
     Hello {
         versions: VERSIONS,
         cluster_id,
         from: identity.id(),
         to: None,
-        epoch,
+        epoch: Epoch(0),
         incarnation: applicant.incarnation,
         features: 0,
     }

@@ -1,11 +1,14 @@
-//! Changes by operators: tokens are created, listed and revoked, settings changed.
+//! Changes by operators: tokens are created, listed and revoked, settings changed, the whole state backed up.
 //!
 //! The client mints a token's id and secret and sends the secret's hash, so that a repeated request names the same
 //! token. When it ends is decided here, by this Server's clock, and replicated with it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{Stream, StreamExt, stream};
+use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{CommandBody, Outcome, TokenId, TokenRecord, TokenRole};
 use p2p_common::setting::SettingName;
 use p2p_common::{ErrorCode, NodeId, NodeKind};
@@ -14,9 +17,12 @@ use p2p_proto::v1::operator_server::Operator;
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::unix_now;
 use p2p_runtime::identity::CaFingerprint;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::ApiContext;
+use super::cluster::draining;
+use crate::recovery::backup::{Backup, Provenance};
 
 /// Shorter than this a token would be over before it is used.
 const TTL_MIN: Duration = Duration::from_secs(1);
@@ -29,11 +35,13 @@ const USES_MAX: u32 = p2p_common::cluster_state::IDENTITIES_MAX as u32;
 #[derive(Debug)]
 pub(super) struct OperatorApi {
     context: Arc<ApiContext>,
+    /// One permit: a backup under way.
+    backups: Arc<Semaphore>,
 }
 
 impl OperatorApi {
     pub(super) fn new(context: Arc<ApiContext>) -> Self {
-        OperatorApi { context }
+        OperatorApi { context, backups: Arc::new(Semaphore::new(1)) }
     }
 }
 
@@ -133,6 +141,40 @@ impl Operator for OperatorApi {
         let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
         self.context.propose(request_id, CommandBody::RevokeToken(TokenId(request.token_id))).await?;
         Ok(Response::new(v1::RevokeTokenReply {}))
+    }
+
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupPiece, Status>> + Send>>;
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        // Each holds the encoded state while it is on its way.
+        let permit = Arc::clone(&self.backups).try_acquire_owned().map_err(|_| {
+            refuse(
+                ErrorCode::Exhausted,
+                "a backup is being taken from this server: wait for it, or ask another",
+            )
+        })?;
+        self.context.read_barrier().await?;
+        let view = self.context.proposer.view();
+        let provenance = Provenance {
+            made_by: self.context.myself.id,
+            made_at: unix_now(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            index: view.applied,
+            term: view.status.term,
+        };
+        let encode = move || Backup { provenance, state: ClusterState::clone(&view.state) }.into_pieces();
+        let pieces = tokio::task::spawn_blocking(encode).await;
+        let pieces = pieces.map_err(|_| refuse(ErrorCode::Internal, "the state could not be encoded"))?;
+        let pieces = stream::iter(pieces).map(move |data| {
+            let _held = &permit;
+            Ok(v1::BackupPiece { data })
+        });
+        // The end of a backup is its hash: one that is cut off here is refused by whoever reads it.
+        let until_stop = pieces.take_until(self.context.stop.clone().cancelled_owned());
+        let stop = self.context.stop.clone();
+        let cut_off = stream::once(async move { stop.is_cancelled().then(draining) });
+        let end = cut_off.filter_map(async |status| status.map(Err));
+        Ok(Response::new(Box::pin(until_stop.chain(end))))
     }
 
     async fn change_setting(

@@ -85,7 +85,11 @@ impl v1::peering_server::Peering for PeeringApi {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
         let caller = caller_of(&request)?;
         let identity = identity_of(&caller)?;
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        // A joiner says 0, "none yet": it takes over the epoch it is told.
+        if let Some(hello) = request.hello.as_mut().filter(|hello| hello.epoch == 0) {
+            hello.epoch = self.myself.epoch.0;
+        }
         check_hello(&self.myself, request.hello, &caller)?;
         let name = convert::name(&request.name, "name").map_err(|e| malformed(&e))?;
         let command = Command {
@@ -96,7 +100,8 @@ impl v1::peering_server::Peering for PeeringApi {
                 addresses: addresses(&request.addresses)?,
                 zone: convert::name(&request.zone, "zone").map_err(|e| malformed(&e))?,
                 key_hash: identity.key_hash,
-                new_log: false,
+                // Who joins has begun no log: whatever it had before, it gets a raft id that nobody had.
+                new_log: true,
             },
         };
         let (_, outcome) = self.proposer.propose(command).await.map_err(|e| refused(&e))?;
@@ -114,6 +119,7 @@ impl v1::peering_server::Peering for PeeringApi {
             members: Some(convert::member_table_to(view.state.members_version, view.state.members.values())),
             cluster_id: view.state.cluster_id.to_string(),
             epoch: view.state.epoch.0,
+            recovery_id: view.state.recovery_id.map(|id| id.to_string()).unwrap_or_default(),
             trust_bundle: view.state.trust_bundle.iter().map(|der| der.clone().into()).collect(),
         }))
     }

@@ -75,10 +75,7 @@ pub enum DriverEnd {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The leader knows of entries that this Server has acknowledged and lost (SPEC C9).
-    #[error(
-        "{0}. This server neither votes nor writes until you act: bring back its data directory as it was, or move \
-         it aside and start with an empty one, --join and a new token"
-    )]
+    #[error("{0}")]
     LogLost(MessageRefused),
     /// What the log or a snapshot holds cannot be read.
     #[error(

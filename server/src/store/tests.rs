@@ -25,13 +25,19 @@ fn origin() -> Origin {
         raft_id: 1,
         key_hash: KeyHash([1; 32]),
     };
-    Origin { raft_id: 2, members: vec![member] }
+    Origin {
+        raft_id: 2,
+        epoch: Epoch(3),
+        recovery_id: Some(RecoveryId::new(Uuid::from_u128(4))),
+        members: vec![member.clone()],
+        former: vec![member],
+    }
 }
 
 fn founded(path: &Path) -> Store {
     let mut store = Store::open(path).unwrap();
     let founding = founding_write(1, Bytes::from_static(b"state"));
-    store.begin(&Origin { raft_id: 1, members: Vec::new() }, Some(&founding)).unwrap();
+    store.begin(&Origin::new(1, Epoch(1), None), Some(&founding)).unwrap();
     store
 }
 
@@ -183,7 +189,7 @@ fn a_damaged_store_is_refused_and_left_as_it_is() {
     fs::write(path.join("conf"), b"not a configuration").unwrap();
     let before = fs::read(path.join("db")).unwrap();
     let refused = Store::open(&path).unwrap_err().to_string();
-    assert!(refused.contains("neither votes nor writes until you act"), "{refused}");
+    assert!(refused.contains("does not open"), "{refused}");
     assert_eq!(fs::read(path.join("db")).unwrap(), before);
 }
 

@@ -161,7 +161,7 @@ impl World {
 
         let mut store = Store::open(&tmp.path().join("raft")).unwrap();
         let founding = founding_write(1, convert::encode_state(&state).into());
-        store.begin(&Origin { raft_id: 1, members: Vec::new() }, Some(&founding)).unwrap();
+        store.begin(&Origin::new(1, Epoch(1), None), Some(&founding)).unwrap();
         let stored = store.load().unwrap().unwrap();
         let (mailbox, stop) = (Mailbox::new(), CancellationToken::new());
         let log = Logger::root(Discard, o!());

@@ -70,7 +70,7 @@ impl World {
     fn found(&self) -> Node {
         let mut store = Store::open(&self.path(1)).unwrap();
         let state = Bytes::from(convert::encode_state(&cluster_state()));
-        let origin = Origin { raft_id: 1, members: Vec::new() };
+        let origin = Origin::new(1, Epoch(1), None);
         store.begin(&origin, Some(&founding_write(1, state))).unwrap();
         drop(store);
         self.start(1)
@@ -78,7 +78,7 @@ impl World {
 
     fn join(&self, raft_id: RaftId) -> Node {
         let mut store = Store::open(&self.path(raft_id)).unwrap();
-        store.begin(&Origin { raft_id, members: Vec::new() }, None).unwrap();
+        store.begin(&Origin::new(raft_id, Epoch(1), None), None).unwrap();
         drop(store);
         self.start(raft_id)
     }
