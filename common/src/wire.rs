@@ -1,8 +1,11 @@
 //! What every wire between nodes shares: the [`Hello`] that comes first (SPEC T6), and the frames of a
 //! tunnel between two Peers ([`tunnel`]), and the messages of a mesh link ([`link`]).
 
+use std::cmp::Ordering;
+
 use crate::error::ErrorCode;
-use crate::id::{ClusterId, Epoch, Incarnation, NodeId};
+use crate::id::{ClusterId, Epoch, Incarnation, NodeId, NodeKind, RecoveryId};
+use crate::member::RaftId;
 
 pub mod link;
 pub mod tunnel;
@@ -23,6 +26,10 @@ pub struct Hello {
     pub to: Option<NodeId>,
     /// The sender's epoch; 0 before enrolment.
     pub epoch: Epoch,
+    /// Which forced recovery began that epoch; none before the first one. Only Servers say and check it.
+    pub recovery_id: Option<RecoveryId>,
+    /// The sender's number inside raft; 0 for whoever has none (yet).
+    pub raft_id: RaftId,
     /// The sender's run.
     pub incarnation: Incarnation,
     /// Feature bits; none is defined yet, unknown ones are ignored.
@@ -36,6 +43,8 @@ pub struct Expected {
     pub cluster_id: ClusterId,
     /// The receiver's epoch.
     pub epoch: Epoch,
+    /// Which forced recovery began it.
+    pub recovery_id: Option<RecoveryId>,
     /// The receiver.
     pub me: NodeId,
     /// The Id in the sender's certificate.
@@ -63,13 +72,54 @@ pub enum HelloError {
         /// Our cluster.
         ours: ClusterId,
     },
-    /// Another epoch.
-    #[error("the sender lives in epoch {theirs}, this node in {ours}")]
-    Epoch {
+    /// The sender's history was ended by a forced recovery.
+    #[error(
+        "the sender lives in epoch {theirs}, which a forced recovery has ended: this node lives in {ours}"
+    )]
+    EpochOver {
         /// The sender's epoch.
         theirs: Epoch,
         /// Our epoch.
         ours: Epoch,
+    },
+    /// This node's history was.
+    #[error(
+        "the sender lives in epoch {theirs}; a forced recovery has ended epoch {ours}, in which this node lives"
+    )]
+    EpochAhead {
+        /// The sender's epoch.
+        theirs: Epoch,
+        /// Our epoch.
+        ours: Epoch,
+    },
+    /// Two recoveries have begun the same epoch.
+    #[error(
+        "epoch {epoch} was begun by two forced recoveries, {theirs} at the sender and {ours} here: both sides go on \
+         without each other until an operator discards one"
+    )]
+    SplitHistory {
+        /// The epoch of both.
+        epoch: Epoch,
+        /// The sender's recovery.
+        theirs: String,
+        /// Our recovery.
+        ours: String,
+    },
+    /// The sender has left table C; raft ids are never given out again.
+    #[error("{from} is no member of the cluster any more: raft id {raft_id} was removed")]
+    Removed {
+        /// The sender.
+        from: NodeId,
+        /// What it was inside raft.
+        raft_id: RaftId,
+    },
+    /// The receiver's table C does not have the sender, not yet perhaps.
+    #[error("{from} with raft id {raft_id} is not in this server's member table, not yet or no more")]
+    NotMember {
+        /// The sender.
+        from: NodeId,
+        /// What it says it is inside raft.
+        raft_id: RaftId,
     },
     /// For somebody else.
     #[error("the message is for {to}, this node is {me}")]
@@ -95,7 +145,10 @@ impl HelloError {
         match self {
             HelloError::Version { .. } => ErrorCode::VersionMismatch,
             HelloError::Cluster { .. } => ErrorCode::WrongCluster,
-            HelloError::Epoch { .. } => ErrorCode::WrongEpoch,
+            HelloError::EpochOver { .. } | HelloError::EpochAhead { .. } => ErrorCode::WrongEpoch,
+            HelloError::SplitHistory { .. } => ErrorCode::SplitHistory,
+            HelloError::Removed { .. } => ErrorCode::RemovedMember,
+            HelloError::NotMember { .. } => ErrorCode::Forbidden,
             HelloError::Recipient { .. } => ErrorCode::WrongRecipient,
             HelloError::Identity { .. } => ErrorCode::Unauthenticated,
         }
@@ -106,7 +159,7 @@ impl Hello {
     /// Checks a received hello and settles the wire version: the newest both speak.
     ///
     /// # Errors
-    /// The first mismatch, in the order version, cluster, identity, recipient, epoch.
+    /// The first mismatch, in the order version, cluster, identity, recipient, epoch, recovery.
     pub fn check(&self, expected: &Expected) -> Result<u32, HelloError> {
         let version = self.versions.1.min(VERSIONS.1);
         if version < self.versions.0.max(VERSIONS.0) {
@@ -122,10 +175,35 @@ impl Hello {
         if let Some(to) = self.to.filter(|to| *to != expected.me) {
             return Err(HelloError::Recipient { to, me: expected.me });
         }
-        if self.epoch != expected.epoch {
-            return Err(HelloError::Epoch { theirs: self.epoch, ours: expected.epoch });
+        let (theirs, ours) = (self.epoch, expected.epoch);
+        match theirs.cmp(&ours) {
+            Ordering::Less => return Err(HelloError::EpochOver { theirs, ours }),
+            Ordering::Greater => return Err(HelloError::EpochAhead { theirs, ours }),
+            Ordering::Equal => {}
+        }
+        // Whoever has no raft id has no part in a history: Peers follow the Servers' epochs, joiners take it over.
+        let has_part = self.raft_id != 0 && expected.me.kind() == NodeKind::Server;
+        if has_part && self.recovery_id != expected.recovery_id {
+            let text = |id: Option<RecoveryId>| id.map_or_else(|| "none".to_owned(), |id| id.to_string());
+            let (theirs, ours) = (text(self.recovery_id), text(expected.recovery_id));
+            return Err(HelloError::SplitHistory { epoch: expected.epoch, theirs, ours });
         }
         Ok(version)
+    }
+
+    /// Checks the sender's place in table C: it must hold its raft id there. `holder` is who has that id at the
+    /// receiver, `next_raft_id` the first one not given out as far as the receiver knows.
+    ///
+    /// # Errors
+    /// [`HelloError::Removed`] is final, since ids are never given out again; [`HelloError::NotMember`] may only mean
+    /// that the receiver lags behind.
+    pub fn check_seat(&self, holder: Option<NodeId>, next_raft_id: RaftId) -> Result<(), HelloError> {
+        let (from, raft_id) = (self.from, self.raft_id);
+        match holder {
+            Some(id) if id == from => Ok(()),
+            None if (1..next_raft_id).contains(&raft_id) => Err(HelloError::Removed { from, raft_id }),
+            _ => Err(HelloError::NotMember { from, raft_id }),
+        }
     }
 }
 
@@ -144,13 +222,15 @@ mod tests {
         let cluster_id = ClusterId::new(Uuid::from_u128(1));
         let me = id(NodeKind::Server, 2);
         let from = id(NodeKind::Peer, 3);
-        let expected = Expected { cluster_id, epoch: Epoch(1), me, authenticated: from };
+        let expected = Expected { cluster_id, epoch: Epoch(1), recovery_id: None, me, authenticated: from };
         let good = Hello {
             versions: VERSIONS,
             cluster_id: Some(cluster_id),
             from,
             to: Some(me),
             epoch: Epoch(1),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: Incarnation::new(Uuid::from_u128(4)),
             features: 0,
         };
@@ -165,8 +245,75 @@ mod tests {
             (Hello { from: me, ..good.clone() }, ErrorCode::Unauthenticated),
             (Hello { to: Some(from), ..good.clone() }, ErrorCode::WrongRecipient),
             (Hello { epoch: Epoch(2), ..good.clone() }, ErrorCode::WrongEpoch),
+            (Hello { epoch: Epoch(0), ..good.clone() }, ErrorCode::WrongEpoch),
         ] {
             assert_eq!(bad.check(&expected).unwrap_err().code(), code, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn servers_of_two_histories_are_told_apart() {
+        let cluster_id = ClusterId::new(Uuid::from_u128(1));
+        let (me, from) = (id(NodeKind::Server, 2), id(NodeKind::Server, 3));
+        let recovery = |n| Some(RecoveryId::new(Uuid::from_u128(n)));
+        let hello = |epoch, recovery_id| Hello {
+            versions: VERSIONS,
+            cluster_id: Some(cluster_id),
+            from,
+            to: Some(me),
+            epoch: Epoch(epoch),
+            recovery_id,
+            raft_id: 3,
+            incarnation: Incarnation::new(Uuid::from_u128(4)),
+            features: 0,
+        };
+        let expected = |epoch, recovery_id| Expected {
+            cluster_id,
+            epoch: Epoch(epoch),
+            recovery_id,
+            me,
+            authenticated: from,
+        };
+        let check = |theirs: (u64, Option<RecoveryId>), ours: (u64, Option<RecoveryId>)| {
+            hello(theirs.0, theirs.1).check(&expected(ours.0, ours.1)).map_err(|e| match e {
+                HelloError::EpochOver { .. } => "over",
+                HelloError::EpochAhead { .. } => "ahead",
+                HelloError::SplitHistory { .. } => "split",
+                _ => "other",
+            })
+        };
+        for (theirs, ours, becomes) in [
+            ((1, None), (1, None), Ok(VERSIONS.1)),
+            ((2, recovery(7)), (2, recovery(7)), Ok(VERSIONS.1)),
+            ((2, recovery(7)), (2, recovery(8)), Err("split")),
+            ((2, None), (2, recovery(8)), Err("split")),
+            ((1, None), (2, recovery(8)), Err("over")),
+            ((3, recovery(9)), (2, recovery(8)), Err("ahead")),
+        ] {
+            assert_eq!(check(theirs, ours), becomes, "{theirs:?} to {ours:?}");
+        }
+    }
+
+    #[test]
+    fn a_removed_server_is_told_from_one_not_known_yet() {
+        let from = id(NodeKind::Server, 3);
+        let hello = |raft_id| Hello {
+            versions: VERSIONS,
+            cluster_id: None,
+            from,
+            to: None,
+            epoch: Epoch(1),
+            recovery_id: None,
+            raft_id,
+            incarnation: Incarnation::new(Uuid::from_u128(4)),
+            features: 0,
+        };
+        let other = id(NodeKind::Server, 5);
+        assert_eq!(hello(2).check_seat(Some(from), 4), Ok(()));
+        assert_eq!(hello(2).check_seat(None, 4), Err(HelloError::Removed { from, raft_id: 2 }));
+        for (raft_id, holder) in [(4, None), (9, None), (0, None), (2, Some(other))] {
+            let refused = hello(raft_id).check_seat(holder, 4);
+            assert_eq!(refused, Err(HelloError::NotMember { from, raft_id }));
         }
     }
 }

@@ -184,6 +184,8 @@ async fn enrol(
         from: identity.id(),
         to: Some(connection.identity.node_id),
         epoch: Epoch(0),
+        recovery_id: None,
+        raft_id: 0,
         incarnation: Incarnation::new(uuid::Uuid::now_v7()),
         features: 0,
     };

@@ -234,6 +234,8 @@ impl World {
             from: self.server,
             to: Some(identity.id),
             epoch: identity.epoch,
+            recovery_id: None,
+            raft_id: 0,
             incarnation: Incarnation::new(Uuid::from_u128(9)),
             features: 0,
         };

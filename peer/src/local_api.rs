@@ -161,7 +161,7 @@ impl Agent for LocalApi {
             zone: self.zone.clone(),
             state: status.state.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: u64::try_from(self.clock.now().0.as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: u64::try_from(self.clock.uptime().as_millis()).unwrap_or(u64::MAX),
             cluster_id: self.cluster_id.clone(),
             net: Some(convert::net_info_to(&status.net)),
             servers: servers.collect(),

@@ -45,6 +45,8 @@ impl Myself {
             from: self.id,
             to,
             epoch: self.epoch(),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: self.incarnation,
             features: 0,
         }
@@ -52,7 +54,13 @@ impl Myself {
 
     /// What the hello of the node with this certificate must say.
     pub(crate) fn expected(&self, authenticated: NodeId) -> Expected {
-        Expected { cluster_id: self.cluster_id, epoch: self.epoch(), me: self.id, authenticated }
+        Expected {
+            cluster_id: self.cluster_id,
+            epoch: self.epoch(),
+            recovery_id: None,
+            me: self.id,
+            authenticated,
+        }
     }
 }
 

@@ -228,6 +228,8 @@ mod tests {
             from: NodeId::new(NodeKind::Server, Uuid::from_u128(2)),
             to: None,
             epoch: Epoch(1),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: Incarnation::new(Uuid::from_u128(3)),
             features: 0,
         };

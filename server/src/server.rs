@@ -45,7 +45,7 @@ use crate::hub_task::{HubParams, spawn_hub};
 use crate::metrics::Metrics;
 use crate::raft::{DriverEnd, DriverParams, Mailbox, Proposer, spawn_driver};
 use crate::recovery::advice;
-use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, TransportMetrics};
+use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, RemotesParams, TransportMetrics};
 
 /// A stop that takes longer leaves the rest to the kernel.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -67,6 +67,7 @@ pub async fn run(config: ServerConfig, log: Logger, shutdown: Shutdown) -> Resul
     if let Err(error) = tcp::raise_open_files() {
         warn!(log, "limit on open files not raised"; "error" => %error);
     }
+    let clock = Clock::start();
     let dir = DataDir::open(&config.data).map_err(|e| Exit::failed(chain(&e)))?;
     let ports = bind(&config)?;
     let listen = ports.api.local_addr().map_err(Exit::failed)?;
@@ -78,14 +79,19 @@ pub async fn run(config: ServerConfig, log: Logger, shutdown: Shutdown) -> Resul
         () = shutdown.requested() => return Ok(()),
     };
     let log = log.new(o!("server" => admitted.identity.name().to_owned()));
-    Box::pin(serve(Parts { config, dir, ports, listen, addresses, incarnation, admitted, log }, shutdown))
-        .await
+    Box::pin(serve(
+        Parts { config, dir, clock, ports, listen, addresses, incarnation, admitted, log },
+        shutdown,
+    ))
+    .await
 }
 
 /// Everything a Server is made of.
 struct Parts {
     config: ServerConfig,
     dir: DataDir,
+    /// Its start counts as the Server's.
+    clock: Clock,
     ports: Ports,
     listen: SocketAddr,
     addresses: Vec<HostPort>,
@@ -95,21 +101,28 @@ struct Parts {
 }
 
 async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
-    let Parts { config, dir, ports, listen, addresses, incarnation, admitted, log } = parts;
+    let Parts { config, dir, clock, ports, listen, addresses, incarnation, admitted, log } = parts;
     let Admitted { identity, credentials, ca, store, stored, state, is_new } = admitted;
     // Its lock is held until this function ends: until nobody writes there any more.
     let dir = Arc::new(dir);
-    let (clock, stop) = (Clock::start(), CancellationToken::new());
+    let stop = CancellationToken::new();
     let (mailbox, transport_metrics) = (Mailbox::new(), TransportMetrics::default());
-    let myself =
-        Myself { id: identity.id(), epoch: state.epoch, incarnation, credentials: Arc::clone(&credentials) };
-    let remotes = Remotes::new(
-        myself.clone(),
-        mailbox.clone(),
-        transport_metrics.clone(),
-        stop.clone(),
-        log.new(o!("room" => "transport")),
-    );
+    let myself = Myself {
+        id: identity.id(),
+        raft_id: stored.origin.raft_id,
+        epoch: state.epoch,
+        recovery_id: state.recovery_id,
+        incarnation,
+        credentials: Arc::clone(&credentials),
+    };
+    let remotes = Remotes::new(RemotesParams {
+        myself: myself.clone(),
+        clock,
+        mailbox: mailbox.clone(),
+        metrics: transport_metrics.clone(),
+        stop: stop.clone(),
+        log: log.new(o!("room" => "transport")),
+    });
     let raft_config = RaftConfig::new(stored.origin.raft_id, rand::random());
     let driver = spawn_driver(DriverParams {
         config: raft_config.clone(),
@@ -148,7 +161,12 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         zone: config.zone.clone(),
     };
     tasks.spawn(upkeep::keep_record(record, proposer.clone(), stop.clone(), log.clone()));
-    tasks.spawn(upkeep::tell_readiness(proposer.clone(), ready_tx.clone(), stop.clone()));
+    tasks.spawn(upkeep::tell_readiness(
+        proposer.clone(),
+        remotes.alarms().watch(),
+        ready_tx.clone(),
+        stop.clone(),
+    ));
     let metrics = Metrics::default();
     metrics.register(&mut registry, driver.view.clone());
     let hub = spawn_hub(HubParams {
@@ -205,6 +223,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop.clone(),
         log.new(o!("room" => "registry")),
     ));
+    let mut alarms = remotes.alarms().watch();
     let ca_key =
         upkeep::CaKey { dir: Arc::clone(&dir), proposer: proposer.clone(), remotes, log: log.clone() };
     tasks.spawn(ca_key.fetch(ca_tx, stop.clone()));
@@ -214,11 +233,29 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         print_join_commands(&config, listen);
     }
 
-    let mut end = driver.end;
+    let (mut end, mut must_stop) = (driver.end, None);
     let ended = tokio::select! {
         ended = &mut end => Some(ended),
+        Ok(alarm) = alarms.wait_for(|alarm| alarm.must_stop.is_some()) => {
+            // From here on no vote and no write: raft ends before anything else.
+            mailbox.stop();
+            let why = alarm.must_stop.as_ref().map(ToString::to_string).unwrap_or_default();
+            let data = config.data.display();
+            must_stop = Some(Exit::needs_operator(format!(
+                "{why}. This server neither votes nor writes any more. To bring it back, type `p2p-server rejoin \
+                 --discard-state --data {data}` and start it again: its store is moved aside, and it returns under a \
+                 new raft id"
+            )));
+            None
+        }
         () = shutdown.requested() => None,
     };
+    if let Some(exit) = must_stop {
+        let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
+        stop.cancel();
+        let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
+        return Err(exit);
+    }
     if let Some(ended) = ended {
         stop.cancel();
         let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;

@@ -13,7 +13,10 @@
 //!
 //! Source: SPEC T1, T4-T6, C2.
 
+mod alarms;
+pub(crate) mod handshake;
 mod metrics;
+mod reach;
 mod remote;
 mod snapshot;
 
@@ -26,9 +29,10 @@ use bytes::Bytes;
 use p2p_common::command::Outcome;
 use p2p_common::member::{Member, RaftId};
 use p2p_common::wire::{Hello, VERSIONS};
-use p2p_common::{Epoch, Incarnation, NodeId, UnixMs};
+use p2p_common::{Epoch, Incarnation, NodeId, RecoveryId, UnixMs};
 use p2p_proto::status::code_of;
 use p2p_proto::{convert, v1};
+use p2p_runtime::clock::Clock;
 use p2p_runtime::tls::Credentials;
 use p2p_server_raft::{Message, MessageKind};
 use slog::{Logger, o};
@@ -38,7 +42,9 @@ use tonic::transport::Channel;
 
 use crate::raft::{Mailbox, Outbox, ProposeError, View};
 
+pub use alarms::{Alarm, Alarms, MustStop};
 pub use metrics::TransportMetrics;
+pub use reach::{Reach, Reached};
 pub use snapshot::{Assembly, SNAPSHOT_BYTES_MAX};
 
 /// Messages on their way to one remote (SPEC T3).
@@ -67,8 +73,12 @@ pub struct RemoteStatus {
 pub struct Myself {
     /// Its Id.
     pub id: NodeId,
+    /// Its number inside raft.
+    pub raft_id: RaftId,
     /// The history of the cluster it lives in.
     pub epoch: Epoch,
+    /// Which forced recovery began it; none before the first.
+    pub recovery_id: Option<RecoveryId>,
     /// Its run.
     pub incarnation: Incarnation,
     /// What it shows and trusts.
@@ -84,6 +94,8 @@ impl Myself {
             from: self.id,
             to,
             epoch: self.epoch,
+            recovery_id: self.recovery_id,
+            raft_id: self.raft_id,
             incarnation: self.incarnation,
             features: 0,
         }
@@ -94,9 +106,14 @@ impl Myself {
 #[derive(Debug)]
 struct Shared {
     myself: Myself,
+    /// Its start counts as the process's.
+    clock: Clock,
     mailbox: Mailbox,
     metrics: TransportMetrics,
+    alarms: Alarms,
     connected: watch::Sender<Arc<BTreeSet<RaftId>>>,
+    reach: watch::Sender<Arc<Reach>>,
+    stopping: watch::Sender<bool>,
     stop: CancellationToken,
     log: Logger,
     remotes: ArcSwap<BTreeMap<RaftId, Remote>>,
@@ -122,17 +139,42 @@ pub struct Remotes {
     shared: Arc<Shared>,
 }
 
+/// What [`Remotes`] works with.
+#[derive(Debug)]
+pub struct RemotesParams {
+    /// Who this Server is.
+    pub myself: Myself,
+    /// The process's clock; its start counts as the Server's.
+    pub clock: Clock,
+    /// Where what comes in, and what is learned of remotes, goes.
+    pub mailbox: Mailbox,
+    /// What is counted.
+    pub metrics: TransportMetrics,
+    /// Ends everything.
+    pub stop: CancellationToken,
+    /// Where to report.
+    pub log: Logger,
+}
+
 impl Remotes {
     /// Knows nobody yet; [`Remotes::follow`] keeps it up to date.
-    pub fn new(
-        myself: Myself,
-        mailbox: Mailbox,
-        metrics: TransportMetrics,
-        stop: CancellationToken,
-        log: Logger,
-    ) -> Self {
-        let (connected, remotes) = (watch::Sender::default(), ArcSwap::default());
-        Remotes { shared: Arc::new(Shared { myself, mailbox, metrics, connected, stop, log, remotes }) }
+    pub fn new(params: RemotesParams) -> Self {
+        let RemotesParams { myself, clock, mailbox, metrics, stop, log } = params;
+        let alarms = Alarms::new(metrics.split.clone(), log.clone());
+        let shared = Shared {
+            myself,
+            clock,
+            mailbox,
+            metrics,
+            alarms,
+            connected: watch::Sender::default(),
+            reach: watch::Sender::default(),
+            stopping: watch::Sender::default(),
+            stop,
+            log,
+            remotes: ArcSwap::default(),
+        };
+        Remotes { shared: Arc::new(shared) }
     }
 
     /// Keeps one task per other Server of table C until the process stops.
@@ -159,6 +201,7 @@ impl Remotes {
             let stays = others.get(raft_id).is_some_and(|member| member.id == remote.id);
             if !stays {
                 remote.stop.cancel();
+                self.shared.alarms.settled(remote.id);
             }
             stays
         });
@@ -199,6 +242,7 @@ impl Remotes {
             wake: Arc::clone(&wake),
             stop: stop.clone(),
             log,
+            run: None,
         };
         tokio::spawn(task.run());
         Remote { id, queue, member: Arc::new(member_tx), status, channel, wake, stop }
@@ -220,6 +264,31 @@ impl Remotes {
     /// Which remotes are connected, the newest only.
     pub fn connected(&self) -> Connected {
         self.shared.connected.subscribe()
+    }
+
+    /// The remotes this Server reaches, the newest only.
+    pub fn reach(&self) -> watch::Receiver<Arc<Reach>> {
+        self.shared.reach.subscribe()
+    }
+
+    /// What other Servers prove about this one's place in the cluster.
+    pub fn alarms(&self) -> &Alarms {
+        &self.shared.alarms
+    }
+
+    /// Tells every connected Server that this one is about to stop in order.
+    pub fn tell_stopping(&self) {
+        self.shared.stopping.send_replace(true);
+    }
+
+    /// Whether that was told; for whoever answers streams.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.shared.stopping.subscribe()
+    }
+
+    /// Since the start of the process.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.shared.clock.uptime()
     }
 
     /// Who this Server is.
@@ -290,6 +359,22 @@ impl Shared {
             } else {
                 next.remove(&raft_id)
             };
+            *now = Arc::new(next);
+            true
+        });
+    }
+
+    /// `raft_id` has told something of itself, or, with `None`, is reached no more.
+    fn heard(&self, raft_id: RaftId, reached: Option<Reached>) {
+        self.reach.send_if_modified(|now| {
+            if now.of.get(&raft_id) == reached.as_ref() {
+                return false;
+            }
+            let mut next = Reach::clone(now);
+            match reached {
+                Some(reached) => drop(next.of.insert(raft_id, reached)),
+                None => drop(next.of.remove(&raft_id)),
+            }
             *now = Arc::new(next);
             true
         });

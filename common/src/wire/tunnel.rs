@@ -218,6 +218,9 @@ impl Control {
                     text => Some(parse::<NodeId>(text, "to")?),
                 },
                 epoch: Epoch(fields.u64("epoch")?),
+                // Matters of Servers among themselves.
+                recovery_id: None,
+                raft_id: 0,
                 features: fields.u64("features")?,
                 incarnation: parse::<Incarnation>(fields.text("incarnation")?, "incarnation")?,
             })),
@@ -306,6 +309,8 @@ mod tests {
             from: NodeId::new(NodeKind::Peer, Uuid::from_u128(2)),
             to: Some(NodeId::new(NodeKind::Peer, Uuid::from_u128(3))),
             epoch: Epoch(4),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: Incarnation::new(Uuid::from_u128(5)),
             features: 6,
         };

@@ -189,6 +189,8 @@ impl Session {
             from: identity.id,
             to: Some(server),
             epoch: identity.epoch,
+            recovery_id: None,
+            raft_id: 0,
             incarnation: identity.incarnation,
             features: 0,
         };
@@ -224,6 +226,7 @@ impl Session {
                 hello.check(&Expected {
                     cluster_id: self.identity.cluster_id,
                     epoch,
+                    recovery_id: None,
                     me: self.identity.id,
                     authenticated: self.server,
                 })?;
@@ -318,6 +321,8 @@ mod tests {
             from: server(1),
             to: Some(peer(1)),
             epoch: Epoch(1),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: run(7),
             features: 0,
         }

@@ -29,6 +29,8 @@ pub fn hello_to(hello: &Hello) -> v1::Hello {
         epoch: hello.epoch.0,
         features: hello.features,
         incarnation: hello.incarnation.to_string(),
+        recovery_id: hello.recovery_id.map(|id| id.to_string()).unwrap_or_default(),
+        raft_id: hello.raft_id,
     }
 }
 
@@ -50,6 +52,11 @@ pub fn hello_from(hello: Option<v1::Hello>) -> Result<Hello, ConvertError> {
             text => Some(parse(text, "to")?),
         },
         epoch: Epoch(hello.epoch),
+        recovery_id: match hello.recovery_id.as_str() {
+            "" => None,
+            text => Some(parse(text, "recovery_id")?),
+        },
+        raft_id: hello.raft_id,
         incarnation: parse(&hello.incarnation, "incarnation")?,
         features: hello.features,
     })

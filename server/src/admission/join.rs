@@ -218,6 +218,8 @@ fn hello(applicant: &Applicant<'_>, identity: &NodeIdentity, cluster_id: Option<
         from: identity.id(),
         to: None,
         epoch: Epoch(0),
+        recovery_id: None,
+        raft_id: 0,
         incarnation: applicant.incarnation,
         features: 0,
     }

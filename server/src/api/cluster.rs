@@ -123,7 +123,7 @@ impl Cluster for ClusterApi {
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusReply>, Status> {
         let view = self.context.proposer.view();
-        let uptime = self.context.clock.now().0.as_millis();
+        let uptime = self.context.clock.uptime().as_millis();
         Ok(Response::new(v1::GetStatusReply {
             id: self.context.myself.id.to_string(),
             name: self.context.name.clone(),

@@ -50,7 +50,8 @@ impl EnrollApi {
         let claimed =
             Hello { cluster_id: hello.cluster_id.or(Some(cluster_id)), epoch: myself.epoch, ..hello.clone() };
         let authenticated = caller.node.map_or(hello.from, |node| node.node_id);
-        let expected = Expected { cluster_id, epoch: myself.epoch, me: myself.id, authenticated };
+        let expected =
+            Expected { cluster_id, epoch: myself.epoch, recovery_id: None, me: myself.id, authenticated };
         claimed.check(&expected).map_err(|e| refuse(e.code(), e.to_string()))?;
         Ok(hello)
     }

@@ -6,18 +6,17 @@ use p2p_common::ErrorCode;
 use p2p_common::addr::HostPort;
 use p2p_common::command::{Command, CommandBody, Outcome};
 use p2p_common::member::Member;
-use p2p_common::wire::{Expected, Hello};
 use p2p_proto::status::{malformed, refuse};
 use p2p_proto::{convert, v1};
 use p2p_runtime::ca::ClusterCa;
 use p2p_runtime::grpc::CallerInfo;
-use p2p_runtime::identity::PeerIdentity;
 use slog::{Logger, info};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::raft::{ProposeError, Proposer};
 use crate::transport::Myself;
+use crate::transport::handshake::{check_hello, identity_of};
 
 /// The service. Cheap to copy.
 #[derive(Debug, Clone)]
@@ -44,27 +43,6 @@ impl PeeringApi {
 pub(super) fn caller_of<T>(request: &Request<T>) -> Result<CallerInfo, Status> {
     let caller = request.extensions().get::<CallerInfo>().copied();
     caller.ok_or_else(|| refuse(ErrorCode::Internal, "the connection of this request is not known"))
-}
-
-fn identity_of(caller: &CallerInfo) -> Result<PeerIdentity, Status> {
-    caller.face.identity().ok_or_else(|| refuse(ErrorCode::Unauthenticated, "no certificate was shown"))
-}
-
-/// Checks the first message of a node against its certificate and this Server.
-pub(super) fn check_hello(
-    myself: &Myself,
-    hello: Option<v1::Hello>,
-    caller: &CallerInfo,
-) -> Result<Hello, Status> {
-    let hello = convert::hello_from(hello).map_err(|e| malformed(&e))?;
-    let expected = Expected {
-        cluster_id: myself.credentials.cluster_id(),
-        epoch: myself.epoch,
-        me: myself.id,
-        authenticated: identity_of(caller)?.node_id,
-    };
-    hello.check(&expected).map_err(|error| refuse(error.code(), error.to_string()))?;
-    Ok(hello)
 }
 
 fn refused(error: &ProposeError) -> Status {

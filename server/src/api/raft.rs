@@ -18,8 +18,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::peering::{caller_of, check_hello};
+use super::peering::caller_of;
 use crate::raft::{Mailbox, View, wire};
+use crate::transport::handshake::{self, identity_of};
 use crate::transport::{Assembly, Remotes, TransportMetrics};
 use p2p_proto::status::{malformed, refuse};
 
@@ -27,6 +28,8 @@ use p2p_proto::status::{malformed, refuse};
 const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two chunks of a snapshot.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is told on a stream: the first word, that this Server stops, and why the stream ends.
+const REPLIES: usize = 3;
 /// Snapshots received at a time: each is held in memory until it is whole.
 const SNAPSHOTS_MAX: usize = 2;
 
@@ -73,20 +76,19 @@ impl RaftApi {
 }
 
 impl Shared {
-    fn sender(&self, caller: &CallerInfo) -> Result<Member, Status> {
-        let identity = caller.face.identity();
-        let identity =
-            identity.ok_or_else(|| refuse(ErrorCode::Unauthenticated, "no certificate was shown"))?;
-        let view = self.view.borrow();
-        let member = view.state.members.get(&identity.node_id);
-        let member = member.filter(|member| member.key_hash == identity.key_hash).ok_or_else(|| {
-            let id = identity.node_id;
-            refuse(
-                ErrorCode::Forbidden,
-                format!("{id} is not in this server's member table, not yet or no more"),
-            )
-        })?;
-        Ok(member.clone())
+    /// Who says `hello`: a Server of table C.
+    fn sender(&self, hello: Option<v1::Hello>, caller: &CallerInfo) -> Result<Member, Status> {
+        let view = Arc::clone(&self.view.borrow());
+        handshake::check_server(self.remotes.myself(), &view, self.remotes.alarms(), hello, caller)
+    }
+
+    /// What is told first on a stream, and again when it changes.
+    fn reply(&self, to: &Member) -> v1::RaftStreamReply {
+        v1::RaftStreamReply {
+            hello: Some(convert::hello_to(&self.remotes.myself().hello(Some(to.id)))),
+            uptime_ms: u64::try_from(self.remotes.uptime().as_millis()).unwrap_or(u64::MAX),
+            stopping: *self.remotes.stopping().borrow(),
+        }
     }
 
     /// Makes this the stream of `raft_id`.
@@ -143,21 +145,28 @@ impl v1::raft_server::Raft for RaftApi {
         let caller = caller_of(&request)?;
         let mut inbound = request.into_inner();
         let first = first(&mut inbound).await?;
-        let hello = check_hello(shared.remotes.myself(), first.hello.clone(), &caller)?;
-        let member = shared.sender(&caller)?;
+        let member = shared.sender(first.hello.clone(), &caller)?;
         shared.take(member.raft_id, first)?;
 
         let (number, token) = shared.open(member.raft_id);
         shared.remotes.wake(member.raft_id);
-        let (replies, rx) = mpsc::channel(1);
-        let ours = convert::hello_to(&shared.remotes.myself().hello(Some(hello.from)));
-        let _ = replies.try_send(Ok(v1::RaftStreamReply { hello: Some(ours) }));
+        let (replies, rx) = mpsc::channel(REPLIES);
+        let mut stopping = shared.remotes.stopping();
+        stopping.mark_unchanged();
+        let _ = replies.try_send(Ok(shared.reply(&member)));
         tokio::spawn(async move {
+            let say = async {
+                while stopping.changed().await.is_ok() {
+                    let _ = replies.try_send(Ok(shared.reply(&member)));
+                }
+                std::future::pending::<()>().await
+            };
             // It ends here, by its sender, or when the sender's interest in replies ends: its connection.
             let ended = tokio::select! {
                 ended = shared.read(member.raft_id, &mut inbound) => ended,
                 () = token.cancelled() => Err(refuse(ErrorCode::Replaced, "a newer stream has taken over, or this server stops")),
                 () = replies.closed() => Ok(()),
+                () = say => Ok(()),
             };
             shared.close(member.raft_id, number);
             if let Err(status) = ended {
@@ -174,7 +183,7 @@ impl v1::raft_server::Raft for RaftApi {
     ) -> Result<Response<v1::RaftSnapshotReply>, Status> {
         let shared = &self.shared;
         let caller = caller_of(&request)?;
-        let member = shared.sender(&caller)?;
+        identity_of(&caller)?;
         let _slot = shared
             .snapshots
             .try_acquire()
@@ -182,7 +191,7 @@ impl v1::raft_server::Raft for RaftApi {
         let mut inbound = request.into_inner();
         let mut assembly = Assembly::default();
         let mut chunk = first(&mut inbound).await?;
-        check_hello(shared.remotes.myself(), chunk.hello.take(), &caller)?;
+        let member = shared.sender(chunk.hello.take(), &caller)?;
         loop {
             assembly.add(&chunk).map_err(|e| refuse(ErrorCode::BadRequest, e))?;
             let next = tokio::time::timeout(CHUNK_TIMEOUT, inbound.message()).await;

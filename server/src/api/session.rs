@@ -167,6 +167,7 @@ impl SessionTask {
         let expected = Expected {
             cluster_id: myself.credentials.cluster_id(),
             epoch: myself.epoch,
+            recovery_id: None,
             me: myself.id,
             authenticated: self.peer.node_id,
         };

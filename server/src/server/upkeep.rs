@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::raft::{Proposer, View};
-use crate::transport::Remotes;
+use crate::transport::{Alarm, Remotes};
 
 /// Between two tries of anything here.
 const REST: Duration = Duration::from_millis(500);
@@ -80,12 +80,13 @@ pub(super) async fn keep_record(record: Record, proposer: Proposer, stop: Cancel
 /// Publishes whether this Server does its work.
 pub(super) async fn tell_readiness(
     proposer: Proposer,
+    mut alarm: watch::Receiver<Alarm>,
     ready: watch::Sender<Readiness>,
     stop: CancellationToken,
 ) {
     let mut view = proposer.watch_view();
     loop {
-        let now = readiness(&view.borrow_and_update());
+        let now = readiness(&view.borrow_and_update(), &alarm.borrow_and_update());
         ready.send_if_modified(|before| {
             let changed = *before != now;
             *before = now;
@@ -93,13 +94,19 @@ pub(super) async fn tell_readiness(
         });
         tokio::select! {
             changed = view.changed() => if changed.is_err() { return },
+            changed = alarm.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
         }
     }
 }
 
-fn readiness(view: &View) -> Readiness {
+fn readiness(view: &View, alarm: &Alarm) -> Readiness {
     let mut reasons = Vec::new();
+    for server in &alarm.split_from {
+        reasons.push(format!(
+            "{server} lives in another history of this epoch: an operator must discard one of the two"
+        ));
+    }
     if view.applied == 0 {
         reasons.push("the cluster's state has not arrived yet".to_owned());
     } else if view.me().is_none() || view.role_of(view.raft_id) == MemberRole::Joining {

@@ -1,6 +1,7 @@
 //! What the transport counts.
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 /// Counts of raft messages. Cheap to copy: copies count together.
@@ -12,6 +13,8 @@ pub struct TransportMetrics {
     pub received: Counter,
     /// Gone nowhere: the remote is not connected, or a queue is full.
     pub dropped: Counter,
+    /// Servers that live in another history of the same epoch, now.
+    pub split: Gauge,
 }
 
 impl TransportMetrics {
@@ -27,6 +30,11 @@ impl TransportMetrics {
             "raft_messages_dropped",
             "Raft messages dropped, for want of a connection or of room in a queue; raft sends again",
             self.dropped.clone(),
+        );
+        registry.register(
+            "split_histories",
+            "Servers of table C that live in another history of this epoch; an operator must discard one",
+            self.split.clone(),
         );
     }
 }

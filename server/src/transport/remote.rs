@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use p2p_common::addr::HostPort;
 use p2p_common::member::{Member, RaftId};
+use p2p_common::{Incarnation, Now};
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::unix_now;
 use p2p_runtime::grpc::{self, ChannelParams, Connection};
@@ -28,7 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::{BATCH_BYTES, RemoteStatus, Shared, snapshot};
+use super::{BATCH_BYTES, Reached, RemoteStatus, Shared, handshake, snapshot};
 use crate::raft::wire;
 
 /// Between two attempts: at most 20 a second, at least one.
@@ -51,6 +52,8 @@ pub(super) struct RemoteTask {
     pub wake: Arc<Notify>,
     pub stop: CancellationToken,
     pub log: Logger,
+    /// The remote's run that was heard of last, and when it started.
+    pub run: Option<(Incarnation, Now)>,
 }
 
 /// Why a stream ended.
@@ -71,6 +74,7 @@ impl RemoteTask {
         self.channel.send_replace(None);
         let raft_id = self.member.borrow().raft_id;
         self.shared.connect(raft_id, false);
+        self.shared.heard(raft_id, None);
     }
 
     async fn keep_connected(&mut self) {
@@ -144,8 +148,9 @@ impl RemoteTask {
         let expect = Expect::Node { id: member.id, key_hash: Some(member.key_hash) };
         let connector = Connector::node(Arc::clone(&self.shared.myself.credentials), expect);
         let hello = convert::hello_to(&self.shared.myself.hello(Some(member.id)));
-        let address = address.clone();
+        let (shared, member, address) = (Arc::clone(&self.shared), member.clone(), address.clone());
         async move {
+            let failed = |reason| OpenFailed { refused: false, reason };
             let connection = grpc::connect(&connector, &address, &channel_params())
                 .await
                 .map_err(|e| OpenFailed { refused: e.is_refused(), reason: e.to_string() })?;
@@ -154,19 +159,20 @@ impl RemoteTask {
             batches.try_send(first).expect("the channel is new");
             let mut client = v1::raft_client::RaftClient::new(connection.channel.clone());
             let taken = client.stream(ReceiverStream::new(rx));
-            let replies = match tokio::time::timeout(OPEN_TIMEOUT, taken).await {
-                Ok(Ok(reply)) => reply.into_inner(),
-                Ok(Err(status)) => {
-                    return Err(OpenFailed { refused: false, reason: status.message().to_owned() });
-                }
-                Err(_) => {
-                    return Err(OpenFailed {
-                        refused: false,
-                        reason: "the stream was not taken in time".into(),
-                    });
-                }
+            let learn = |status| handshake::learn(&shared.myself, &member, &shared.alarms, &status);
+            let taken = async {
+                let mut replies = taken.await.map_err(learn)?.into_inner();
+                let first = replies.message().await.map_err(learn)?;
+                let first = first.ok_or("the other server ended the stream")?;
+                let hello =
+                    handshake::check_reply(&shared.myself, &member, &shared.alarms, first.hello.clone())?;
+                Ok((replies, hello, first))
             };
-            Ok((connection, Stream { batches, replies }))
+            let (replies, hello, first) = tokio::time::timeout(OPEN_TIMEOUT, taken)
+                .await
+                .unwrap_or_else(|_| Err("the stream was not taken in time".to_owned()))
+                .map_err(failed)?;
+            Ok((connection, Stream { batches, replies, run: hello.incarnation, first }))
         }
     }
 
@@ -180,16 +186,31 @@ impl RemoteTask {
         info!(self.log, "connected to server"; "address" => %address);
         self.channel.send_replace(Some(connection.channel.clone()));
         self.show(true, String::new());
+        self.hear(raft_id, &stream);
         self.shared.connect(raft_id, true);
         let ended = self.pump(raft_id, address, &mut stream).await;
         self.shared.connect(raft_id, false);
+        self.shared.heard(raft_id, None);
         self.channel.send_replace(None);
         ended
     }
 
+    /// Publishes what the first reply on a stream says.
+    fn hear(&mut self, raft_id: RaftId, stream: &Stream) {
+        let now = self.shared.clock.now();
+        // Told once per run: what a later receipt would give differs by jitter only.
+        let told = now - Duration::from_millis(stream.first.uptime_ms);
+        let started = self.run.filter(|(run, _)| *run == stream.run).map_or(told, |(_, started)| started);
+        self.run = Some((stream.run, started));
+        let stopping = stream.first.stopping;
+        let reached = Reached { started, since: now, rtt: None, clock_ahead_ms: None, stopping };
+        self.shared.heard(raft_id, Some(reached));
+    }
+
     async fn pump(&mut self, raft_id: RaftId, address: &HostPort, stream: &mut Stream) -> Ended {
-        let Stream { batches, replies } = stream;
+        let Stream { batches, replies, .. } = stream;
         let mut taken = Vec::with_capacity(MESSAGES);
+        let member = self.member.borrow().clone();
         loop {
             tokio::select! {
                 count = self.messages.recv_many(&mut taken, MESSAGES) => {
@@ -201,11 +222,11 @@ impl RemoteTask {
                             sent = batches.send(batch) => if sent.is_err() {
                                 return Ended::Broken("the stream broke".to_owned());
                             },
-                            ended = ended(replies) => return ended,
+                            ended = replied(&self.shared, &member, replies) => return ended,
                         }
                     }
                 }
-                ended = ended(replies) => return ended,
+                ended = replied(&self.shared, &member, replies) => return ended,
                 changed = self.member.changed() => {
                     if changed.is_err() {
                         return Ended::Stopped;
@@ -302,15 +323,30 @@ struct OpenFailed {
 struct Stream {
     batches: mpsc::Sender<v1::RaftBatch>,
     replies: tonic::Streaming<v1::RaftStreamReply>,
+    /// Which run of the remote took it.
+    run: Incarnation,
+    /// What it said then.
+    first: v1::RaftStreamReply,
 }
 
-/// Waits for the remote to end its stream. Cancel safe.
-async fn ended(replies: &mut tonic::Streaming<v1::RaftStreamReply>) -> Ended {
+/// Follows what the remote says until it ends its stream. Cancel safe.
+async fn replied(
+    shared: &Shared,
+    member: &Member,
+    replies: &mut tonic::Streaming<v1::RaftStreamReply>,
+) -> Ended {
     loop {
         match replies.message().await {
-            Ok(Some(_)) => {}
+            Ok(Some(reply)) => {
+                let now = shared.reach.borrow().of.get(&member.raft_id).cloned();
+                let told = now.map(|reached| Reached { stopping: reply.stopping, ..reached });
+                shared.heard(member.raft_id, told);
+            }
             Ok(None) => return Ended::Broken("the other server ended the stream".to_owned()),
-            Err(status) => return Ended::Broken(status.message().to_owned()),
+            Err(status) => {
+                let words = handshake::learn(&shared.myself, member, &shared.alarms, &status);
+                return Ended::Broken(words);
+            }
         }
     }
 }

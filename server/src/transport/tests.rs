@@ -28,6 +28,7 @@ struct Node {
     myself: Myself,
     mailbox: Mailbox,
     remotes: Remotes,
+    clock: Clock,
     stop: CancellationToken,
     listener: Option<TcpListener>,
 }
@@ -42,6 +43,10 @@ impl World {
     }
 
     fn node(&self, raft_id: RaftId) -> Node {
+        self.node_of(raft_id, Epoch(1), None)
+    }
+
+    fn node_of(&self, raft_id: RaftId, epoch: Epoch, recovery: Option<u128>) -> Node {
         let tmp = tempfile::tempdir().unwrap();
         let dir = DataDir::open(tmp.path()).unwrap();
         let identity = NodeIdentity::load_or_create(&dir, NodeKind::Server, None, None).unwrap();
@@ -54,7 +59,8 @@ impl World {
         };
         let credentials = Credentials::new(&identity, &enrolment).unwrap();
         let incarnation = Incarnation::new(Uuid::from_u64_pair(2, raft_id));
-        let myself = Myself { id: identity.id(), epoch: Epoch(1), incarnation, credentials };
+        let recovery_id = recovery.map(|n| RecoveryId::new(Uuid::from_u128(n)));
+        let myself = Myself { id: identity.id(), raft_id, epoch, recovery_id, incarnation, credentials };
         let listener = tcp::listen("127.0.0.1:0".parse().unwrap(), "--listen").unwrap();
         let member = Member {
             id: identity.id(),
@@ -64,10 +70,16 @@ impl World {
             raft_id,
             key_hash: identity.key().key_hash(),
         };
-        let (mailbox, stop) = (Mailbox::new(), CancellationToken::new());
-        let metrics = TransportMetrics::default();
-        let remotes = Remotes::new(myself.clone(), mailbox.clone(), metrics, stop.clone(), log());
-        Node { member, myself, mailbox, remotes, stop, listener: Some(listener) }
+        let (mailbox, clock, stop) = (Mailbox::new(), Clock::start(), CancellationToken::new());
+        let remotes = Remotes::new(RemotesParams {
+            myself: myself.clone(),
+            clock,
+            mailbox: mailbox.clone(),
+            metrics: TransportMetrics::default(),
+            stop: stop.clone(),
+            log: log(),
+        });
+        Node { member, myself, mailbox, remotes, clock, stop, listener: Some(listener) }
     }
 
     fn view(&self, me: RaftId, members: &[&Node]) -> Arc<View> {
@@ -75,6 +87,7 @@ impl World {
             p2p_common::cluster_state::ClusterState::new(self.ca.cluster_id(), Epoch(1), Vec::new());
         for node in members {
             state.members.insert(node.member.id, node.member.clone());
+            state.next_raft_id = state.next_raft_id.max(node.member.raft_id + 1);
         }
         Arc::new(View {
             raft_id: me,
@@ -112,6 +125,19 @@ impl Node {
         let mut watching = self.remotes.connected();
         let seen = watching.wait_for(|now| now.contains(&raft_id) == connected);
         tokio::time::timeout(PATIENCE, seen).await.expect("the state is seen in time").unwrap();
+    }
+
+    async fn until_alarmed(&self, wanted: impl FnMut(&Alarm) -> bool) -> Alarm {
+        let mut watching = self.remotes.alarms().watch();
+        let seen = tokio::time::timeout(PATIENCE, watching.wait_for(wanted)).await;
+        seen.expect("the alarm comes in time").unwrap().clone()
+    }
+
+    async fn until_reached(&self, raft_id: RaftId, wanted: impl Fn(&Reached) -> bool) -> Reached {
+        let mut watching = self.remotes.reach();
+        let seen = watching.wait_for(|reach| reach.of.get(&raft_id).is_some_and(&wanted));
+        let seen = tokio::time::timeout(PATIENCE, seen).await.expect("it is reached in time").unwrap();
+        seen.of[&raft_id].clone()
     }
 
     fn reason(&self, of: &Node) -> String {
@@ -204,15 +230,15 @@ async fn messages_and_snapshots_arrive_and_a_dead_process_is_noticed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_no_member_or_another_is_refused() {
     let world = World::new();
-    let (one, mut two, mut three) = (world.node(1), world.node(2), world.node(3));
-    // Two does not know one; three answers at an address of table C that says it is four.
+    let (one, mut two, mut three) = (world.node(9), world.node(2), world.node(3));
+    // Two does not know one yet; three answers at an address of table C that says it is four.
     two.serve(world.view(2, &[&two]));
     three.serve(world.view(3, &[&one, &three]));
     let mut four = world.node(4);
     four.member.addresses = three.member.addresses.clone();
     let mut wrong_key = world.node(5);
     wrong_key.member = Member { raft_id: 5, key_hash: KeyHash([0; 32]), ..three.member.clone() };
-    one.remotes.update(world.view(1, &[&one, &two, &four]).others());
+    one.remotes.update(world.view(9, &[&one, &two, &four]).others());
     for (node, expected) in [(&two, "not in this server's member table"), (&four, "answers there, not")] {
         let deadline = Instant::now() + PATIENCE;
         while !one.reason(node).contains(expected) {
@@ -228,7 +254,7 @@ async fn who_is_no_member_or_another_is_refused() {
     }
     assert!(one.remotes.connected().borrow().is_empty());
     // Learned of, it is connected to; forgotten, it is not.
-    one.remotes.update(world.view(1, &[&one, &three]).others());
+    one.remotes.update(world.view(9, &[&one, &three]).others());
     one.until_connected(3, true).await;
     one.remotes.update(BTreeMap::new());
     one.until_connected(3, false).await;
@@ -251,6 +277,116 @@ async fn a_message_in_another_name_ends_the_stream() {
     one.remotes.send(vec![message(MessageKind::Heartbeat, 1, 2, 2)]);
     let term = two.inbox(|inbox| inbox.messages.first().map(|message| message.term)).await;
     assert_eq!(term, 2);
+    for node in [one, two] {
+        node.stop.cancel();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_tells_how_long_it_has_run_and_that_it_stops() {
+    let world = World::new();
+    let mut two = world.node(2);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let one = world.node(1);
+    two.serve(world.view(2, &[&one, &two]));
+    one.remotes.update(world.view(1, &[&one, &two]).others());
+    let reached = one.until_reached(2, |_| true).await;
+    let longer = one.clock.started().since(reached.started);
+    assert!((40..10_000).contains(&longer.as_millis()), "it has run {longer:?} longer");
+    assert!(!reached.stopping && reached.since > one.clock.started());
+    two.remotes.tell_stopping();
+    let stopping = one.until_reached(2, |reached| reached.stopping).await;
+    assert_eq!((stopping.started, stopping.since), (reached.started, reached.since));
+    two.stop.cancel();
+    let mut reach = one.remotes.reach();
+    let gone = reach.wait_for(|reach| reach.of.is_empty());
+    tokio::time::timeout(PATIENCE, gone).await.expect("it is reached no more").unwrap();
+    one.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_removed_is_told_and_who_is_not_known_yet_is_not() {
+    let world = World::new();
+    let (mut two, removed, new) = (world.node(2), world.node(1), world.node(3));
+    // Two has given out raft ids 1 and 2, and knows itself only.
+    two.serve(world.view(2, &[&two]));
+    for node in [&removed, &new] {
+        node.remotes.update(world.view(node.member.raft_id, &[node, &two]).others());
+    }
+    let alarm = removed.until_alarmed(|alarm| alarm.must_stop.is_some()).await;
+    let Some(MustStop::Removed { by, words }) = alarm.must_stop else { panic!("{alarm:?}") };
+    assert_eq!(by, two.member.id);
+    assert!(words.contains("raft id 1 was removed"), "{words}");
+    let deadline = Instant::now() + PATIENCE;
+    while !new.reason(&two).contains("not in this server's member table") {
+        assert!(Instant::now() < deadline, "{}", new.reason(&two));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(*new.remotes.alarms().watch().borrow(), Alarm::default());
+    for node in [two, removed, new] {
+        node.stop.cancel();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_lives_in_an_epoch_that_is_over_learns_it_whoever_dials() {
+    let world = World::new();
+    for old_dials in [true, false] {
+        let (mut old, mut new) = (world.node(1), world.node_of(2, Epoch(2), Some(7)));
+        let everybody = [&old, &new].map(|node| node.member.clone());
+        let old_view = world.view(1, &[&old, &new]);
+        // In the new history the old Server is no member.
+        let new_view = world.view(2, &[&new]);
+        old.serve(Arc::clone(&old_view));
+        new.serve(new_view);
+        if old_dials {
+            old.remotes.update(old_view.others());
+        } else {
+            new.remotes.update(BTreeMap::from([(1, everybody[0].clone())]));
+        }
+        let alarm = old.until_alarmed(|alarm| alarm.must_stop.is_some()).await;
+        let (by, theirs, ours) = (new.member.id, Epoch(2), Epoch(1));
+        assert_eq!(alarm.must_stop, Some(MustStop::EpochOver { by, theirs, ours }));
+        assert_eq!(*new.remotes.alarms().watch().borrow(), Alarm::default());
+        for node in [old, new] {
+            node.stop.cancel();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_of_a_higher_epoch_stops_nobody() {
+    let world = World::new();
+    let (mut one, stranger) = (world.node(1), world.node_of(2, Epoch(2), Some(7)));
+    one.serve(world.view(1, &[&one]));
+    stranger.remotes.update(BTreeMap::from([(1, one.member.clone())]));
+    let deadline = Instant::now() + PATIENCE;
+    while !stranger.reason(&one).contains("lives in epoch 2") {
+        assert!(Instant::now() < deadline, "{}", stranger.reason(&one));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(*one.remotes.alarms().watch().borrow(), Alarm::default());
+    for node in [one, stranger] {
+        node.stop.cancel();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_histories_of_one_epoch_alarm_both_sides_and_stop_neither() {
+    let world = World::new();
+    let (mut one, mut two) = (world.node_of(1, Epoch(2), Some(7)), world.node_of(2, Epoch(2), Some(8)));
+    one.serve(world.view(1, &[&one, &two]));
+    two.serve(world.view(2, &[&one, &two]));
+    one.remotes.update(world.view(1, &[&one, &two]).others());
+    for (node, from) in [(&one, &two), (&two, &one)] {
+        let alarm = node.until_alarmed(|alarm| !alarm.split_from.is_empty()).await;
+        assert_eq!(alarm.split_from, BTreeSet::from([from.member.id]));
+        assert_eq!(alarm.must_stop, None);
+    }
+    assert!(one.remotes.connected().borrow().is_empty());
+    // The operator has taken the other one out of table C.
+    one.remotes.update(BTreeMap::new());
+    one.until_alarmed(|alarm| alarm.split_from.is_empty()).await;
     for node in [one, two] {
         node.stop.cancel();
     }

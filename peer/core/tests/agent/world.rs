@@ -340,6 +340,8 @@ impl World {
                     from: server_id,
                     to: Some(peer(ME)),
                     epoch: Epoch(1),
+                    recovery_id: None,
+                    raft_id: 0,
                     incarnation: server.incarnation,
                     features: 0,
                 };

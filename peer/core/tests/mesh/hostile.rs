@@ -150,6 +150,8 @@ fn messages_out_of_turn_end_the_link() {
         from: peer(2),
         to: None,
         epoch: Epoch(0),
+        recovery_id: None,
+        raft_id: 0,
         incarnation: run(2),
         features: 0,
     });

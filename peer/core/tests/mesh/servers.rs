@@ -80,6 +80,8 @@ impl Solo {
             from: server(),
             to: Some(peer(1)),
             epoch: Epoch(0),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: run(77),
             features: 0,
         };

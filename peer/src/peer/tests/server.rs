@@ -210,6 +210,8 @@ impl Session for Rooms {
             from: self.me.id,
             to: Some(hello.from),
             epoch: Epoch(1),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: self.incarnation,
             features: 0,
         };

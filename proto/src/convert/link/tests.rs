@@ -50,6 +50,8 @@ fn samples() -> Vec<LinkMessage> {
             from: peer(1),
             to: None,
             epoch: Epoch(0),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: Incarnation::new(Uuid::from_u128(4)),
             features: 0,
         }),

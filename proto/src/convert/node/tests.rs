@@ -1,7 +1,7 @@
 //! What is sent comes back the same, and what is malformed is refused.
 
 use super::*;
-use p2p_common::{ClusterId, Incarnation, KeyHash};
+use p2p_common::{ClusterId, Incarnation, KeyHash, RecoveryId};
 use uuid::Uuid;
 
 fn entry() -> PeerEntry {
@@ -103,9 +103,13 @@ fn hello_member_master_and_link_come_back() {
         from: server,
         to: None,
         epoch: Epoch(3),
+        recovery_id: Some(RecoveryId::new(Uuid::from_u128(6))),
+        raft_id: 7,
         incarnation: Incarnation::new(Uuid::from_u128(4)),
         features: 5,
     };
+    let unrecovered = Hello { recovery_id: None, ..hello.clone() };
+    assert_eq!(hello_from(Some(hello_to(&unrecovered))), Ok(unrecovered));
     assert_eq!(hello_from(Some(hello_to(&hello))), Ok(hello));
     let member = Member {
         id: server,

@@ -34,6 +34,8 @@ impl Applicant {
             from: self.id,
             to: None,
             epoch: Epoch(0),
+            recovery_id: None,
+            raft_id: 0,
             incarnation: Incarnation::new(Uuid::from_u128(1)),
             features: 0,
         }

@@ -33,6 +33,8 @@ fn hello(node: &Node) -> Hello {
         from: node.id,
         to: None,
         epoch: EPOCH,
+        recovery_id: None,
+        raft_id: 0,
         incarnation: run(1),
         features: 0,
     }

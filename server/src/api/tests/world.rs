@@ -33,7 +33,7 @@ use crate::hub_task::{HubParams, spawn_hub};
 use crate::metrics::Metrics;
 use crate::raft::{DriverParams, Mailbox, Proposer, spawn_driver};
 use crate::store::{Origin, Store};
-use crate::transport::{Myself, Remotes, TransportMetrics};
+use crate::transport::{Myself, Remotes, RemotesParams, TransportMetrics};
 use p2p_proto::v1;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -166,16 +166,24 @@ impl World {
         let (mailbox, stop) = (Mailbox::new(), CancellationToken::new());
         let log = Logger::root(Discard, o!());
         let incarnation = Incarnation::new(Uuid::from_u128(0x11));
-        let myself =
-            Myself { id: me.id, epoch: EPOCH, incarnation, credentials: Arc::clone(&me.credentials) };
+        let myself = Myself {
+            id: me.id,
+            raft_id: 1,
+            epoch: EPOCH,
+            recovery_id: None,
+            incarnation,
+            credentials: Arc::clone(&me.credentials),
+        };
         let transport_metrics = TransportMetrics::default();
-        let remotes = Remotes::new(
-            myself.clone(),
-            mailbox.clone(),
-            transport_metrics.clone(),
-            stop.clone(),
-            log.clone(),
-        );
+        let clock = Clock::start();
+        let remotes = Remotes::new(RemotesParams {
+            myself: myself.clone(),
+            clock,
+            mailbox: mailbox.clone(),
+            metrics: transport_metrics.clone(),
+            stop: stop.clone(),
+            log: log.clone(),
+        });
         let driver = spawn_driver(DriverParams {
             config: RaftConfig::new(1, 7),
             store,
@@ -191,7 +199,7 @@ impl World {
         let (ca_tx, ca_rx) = watch::channel(Some(Arc::new(
             ClusterCa::from_parts(CLUSTER, &ca.key_pem(), &ca.trust()).unwrap(),
         )));
-        let (clock, metrics) = (Clock::start(), Metrics::default());
+        let metrics = Metrics::default();
         let hub = spawn_hub(HubParams {
             config: HubConfig::new(incarnation),
             view: driver.view.clone(),

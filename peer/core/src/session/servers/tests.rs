@@ -48,6 +48,8 @@ fn welcome_in(epoch: Epoch, n: u8, members: MemberTable) -> FromServer {
         from: server(n),
         to: Some(peer(1)),
         epoch,
+        recovery_id: None,
+        raft_id: 0,
         incarnation: run(n),
         features: 0,
     };

@@ -1,0 +1,30 @@
+//! Which Servers this one reaches now, and since when each runs: what the small-cluster rules go by (SPEC C4, C5).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use p2p_common::Now;
+use p2p_common::member::RaftId;
+
+/// The remotes that are connected and have been heard of, by raft id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Each of them; whoever is not in here is not reached.
+    pub of: BTreeMap<RaftId, Reached>,
+}
+
+/// One remote that is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// When its process started, on this process's clock: the moment of receipt less the uptime it told. Stays as it
+    /// is for one incarnation, so that jitter does not change who has run longer.
+    pub started: Now,
+    /// Connected since.
+    pub since: Now,
+    /// The last round trip; none before the first.
+    pub rtt: Option<Duration>,
+    /// How far its wall clock is ahead of ours in ms, give or take half a round trip; none before the first probe.
+    pub clock_ahead_ms: Option<i64>,
+    /// It says that it is about to stop.
+    pub stopping: bool,
+}
