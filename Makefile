@@ -1,7 +1,8 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc image interop kill-rounds power-loss big-download bench bench-forward bench-framing bench-scale clean
+.PHONY: help demo build test lint fmt doc image interop kill-rounds power-loss big-download clean
+.PHONY: bench bench-forward bench-framing bench-scale bench-raft
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +59,7 @@ big-download: ## Fetch 10 GiB (BIG_BYTES=N) with curl through two Peers and comp
 image: ## Build the container image p2pcore:latest (BINARIES=prebuilt compiles here and pulls nothing)
 	deploy/container/build $(or $(BINARIES),built)
 
-bench: bench-forward bench-framing bench-scale ## Run all benches
+bench: bench-forward bench-framing bench-scale bench-raft ## Run all benches
 
 bench-forward: ## Measure forwards beside a direct fetch, haproxy and rathole: target/bench/forward.json
 	cargo run --release -p p2p-tests --bin bench_forward
@@ -68,6 +69,9 @@ bench-framing: ## Measure the framing of HTTP/1 beside hyper: target/bench/frami
 
 bench-scale: ## Measure thousands of forwards and idle clients at once: target/bench/scale.json
 	cargo run --release -p p2p-tests --bin bench_scale
+
+bench-raft: ## Measure writes, reads and failover of three Servers beside etcd: target/bench/raft.json
+	cargo run --release -p p2p-tests --bin bench_raft
 
 clean: ## Remove what was built
 	cargo clean

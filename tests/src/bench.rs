@@ -4,6 +4,7 @@
 //! is the median of the rounds' ratios. A figure that was not measured has no row; a rival that is not to be
 //! had has a row that says so.
 
+mod consensus;
 mod cpu;
 mod footprint;
 mod load;
@@ -18,12 +19,13 @@ use std::process::Command;
 use anyhow::Context;
 use serde::Serialize;
 
+pub use consensus::{Access, Blow, Client, Etcd, Group, OurServers, Throughput, Work, failover_ms, load};
 pub use cpu::{cpu_seconds, own_cpu_seconds};
 pub use footprint::{Footprint, footprint};
 pub use load::{Bulk, Load, Reuse, bulk, requests};
 pub use paced::paced_p99_ms;
 pub use rivals::{Haproxy, Nginx, Rathole, RatholeTransport, haproxy_chain, haproxy_plain};
-pub use tools::{cargo_install, find_or_install};
+pub use tools::{cargo_install, find_or_install, find_or_install_from};
 
 /// Which way is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

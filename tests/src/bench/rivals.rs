@@ -140,14 +140,14 @@ fn page(addr: SocketAddr) -> anyhow::Result<()> {
 
 /// A CA and one certificate with its key for both ends, as PEM files. P-256, since OpenSSL does not read the
 /// Ed25519 keys that rcgen writes; connections between the two are kept, so handshakes weigh nothing.
-fn write_certificates(dir: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+pub(super) fn write_certificates(dir: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let ca_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let mut ca_params = CertificateParams::new(Vec::new())?;
     ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = ca_params.self_signed(&ca_key)?;
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let issuer = Issuer::new(ca_params, &ca_key);
-    let mut params = CertificateParams::new(vec!["peer".into()])?;
+    let mut params = CertificateParams::new(vec!["peer".into(), "127.0.0.1".into()])?;
     // A certificate named like its issuer counts as self-signed.
     params.distinguished_name.push(DnType::CommonName, "peer");
     let certificate = params.signed_by(&key, &issuer)?;

@@ -8,13 +8,18 @@ const FURTHER_DIRS: &[&str] = &["/usr/sbin", "/usr/local/sbin"];
 
 /// Finds `program`, installing the package of the same name where we may; `None` is said aloud.
 pub fn find_or_install(program: &str) -> Option<PathBuf> {
+    find_or_install_from(program, program)
+}
+
+/// Finds `program`, installing `package` where we may; `None` is said aloud.
+pub fn find_or_install_from(program: &str, package: &str) -> Option<PathBuf> {
     if let Some(path) = find(program) {
         return Some(path);
     }
     println!("{program}: not installed, trying apt-get");
     // SAFETY: geteuid has no preconditions and cannot fail.
     let is_root = unsafe { libc::geteuid() } == 0;
-    let installed = is_root && (apt(&["install", program]) || apt(&["update"]) && apt(&["install", program]));
+    let installed = is_root && (apt(&["install", package]) || apt(&["update"]) && apt(&["install", package]));
     let found = if installed { find(program) } else { None };
     if found.is_none() {
         println!("{program}: not to be had here; its rows say so");
