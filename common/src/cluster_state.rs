@@ -3,13 +3,13 @@
 //! Table C, identities, tokens (hashed), the trust bundle and settings; nothing else (SPEC C3). Only
 //! `p2p-server-raft`'s state machine changes it; everyone else reads a published snapshot.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::command::{IdentityRecord, Outcome, TokenId, TokenRecord};
 use crate::id::{ClusterId, Epoch, NodeId, RecoveryId, RequestId};
 use crate::member::{Member, RaftId};
 use crate::setting::{Setting, SettingName, parse_duration};
+use crate::shared::{SharedMap, SharedQueue};
 
 /// At most this many identities; more enrolments are refused (SPEC I2).
 pub const IDENTITIES_MAX: usize = 100_000;
@@ -19,7 +19,8 @@ pub const TOKENS_MAX: usize = 10_000;
 /// How many applied request ids are remembered with their outcome; a repeat older than that applies again.
 pub const REQUESTS_REMEMBERED: usize = 10_000;
 
-/// The replicated state. Every map is ordered, so that equal states print, hash and encode equally.
+/// The replicated state. Every map is ordered, so that equal states print and encode equally, and shares what did
+/// not change with its copies: one is made for every change that is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterState {
     /// Which cluster.
@@ -31,21 +32,21 @@ pub struct ClusterState {
     /// CA certificates in DER that nodes trust: one, or two while the CA is being changed (SPEC I6).
     pub trust_bundle: Vec<Vec<u8>>,
     /// Table C by Id.
-    pub members: BTreeMap<NodeId, Member>,
+    pub members: SharedMap<NodeId, Member>,
     /// Raised by every change of table C and by nothing else (SPEC C3).
     pub members_version: u64,
     /// The raft id the next new Server gets.
     pub next_raft_id: RaftId,
     /// Identities by Id.
-    pub identities: BTreeMap<NodeId, IdentityRecord>,
+    pub identities: SharedMap<NodeId, IdentityRecord>,
     /// Tokens by their public half.
-    pub tokens: BTreeMap<TokenId, TokenRecord>,
+    pub tokens: SharedMap<TokenId, TokenRecord>,
     /// The settings somebody changed; the others have their defaults.
-    pub settings: BTreeMap<SettingName, Setting>,
+    pub settings: SharedMap<SettingName, Setting>,
     /// How many changes of settings there were.
     pub settings_revision: u64,
     /// The last applied requests and what became of them, oldest first.
-    pub applied_requests: VecDeque<(RequestId, Outcome)>,
+    pub applied_requests: SharedQueue<(RequestId, Outcome)>,
 }
 
 impl ClusterState {
@@ -56,14 +57,14 @@ impl ClusterState {
             epoch,
             recovery_id: None,
             trust_bundle,
-            members: BTreeMap::new(),
+            members: SharedMap::new(),
             members_version: 0,
             next_raft_id: 1,
-            identities: BTreeMap::new(),
-            tokens: BTreeMap::new(),
-            settings: BTreeMap::new(),
+            identities: SharedMap::new(),
+            tokens: SharedMap::new(),
+            settings: SharedMap::new(),
             settings_revision: 0,
-            applied_requests: VecDeque::new(),
+            applied_requests: SharedQueue::new(),
         }
     }
 

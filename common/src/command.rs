@@ -8,6 +8,7 @@ use crate::error::ErrorCode;
 use crate::id::{KeyHash, NodeId, RequestId};
 use crate::member::RaftId;
 use crate::setting::SettingName;
+use crate::shared::SharedSet;
 use crate::units::UnixMs;
 
 /// Names a token without giving it away: the public half of its text.
@@ -77,7 +78,7 @@ pub struct TokenRecord {
     /// Only this Id may enrol with it.
     pub bound_id: Option<NodeId>,
     /// Who enrolled with it, so that a repeated enrolment costs nothing.
-    pub used_by: Vec<(NodeId, KeyHash)>,
+    pub used_by: SharedSet<(NodeId, KeyHash)>,
 }
 
 /// An Id and the key it is bound to (SPEC I2).

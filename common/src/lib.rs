@@ -15,6 +15,7 @@ pub mod push;
 pub mod revision;
 pub mod service;
 pub mod setting;
+pub mod shared;
 mod units;
 pub mod wire;
 

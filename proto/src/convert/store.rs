@@ -303,7 +303,7 @@ mod tests {
             expires_at: UnixMs(5),
             uses_left: 6,
             bound_id: Some(peer),
-            used_by: vec![(peer, KeyHash([7; 32]))],
+            used_by: [(peer, KeyHash([7; 32]))].into_iter().collect(),
         };
         [
             CommandBody::CreateToken(token),

@@ -186,6 +186,7 @@ fn same_bytes(a: &[u8; 32], b: &[u8; 32]) -> bool {
 mod tests {
     use super::*;
     use p2p_common::command::TokenRecord;
+    use p2p_common::shared::SharedSet;
     use p2p_common::{ClusterId, Epoch};
     use std::collections::BTreeSet;
     use uuid::Uuid;
@@ -272,7 +273,7 @@ mod tests {
                 expires_at,
                 uses_left,
                 bound_id: None,
-                used_by: vec![],
+                used_by: SharedSet::new(),
             };
             state.tokens.insert(id, record);
         }

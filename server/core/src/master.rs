@@ -233,9 +233,10 @@ mod tests {
         assert_eq!(shown(&tracker), None);
         assert!(see(&mut tracker, follows(Some(2), 1), &state, 4));
         assert_eq!(shown(&tracker), Some(("s2", 1, 2)), "the same title as before");
-        for member in state.members.values_mut() {
-            member.name = format!("new-{}", member.name);
-        }
+        let renamed = |(id, member): (&NodeId, &Member)| {
+            (*id, Member { name: format!("new-{}", member.name), ..member.clone() })
+        };
+        state.members = state.members.iter().map(renamed).collect();
         assert!(see(&mut tracker, follows(Some(2), 1), &state, 5));
         assert_eq!(shown(&tracker), Some(("new-s2", 1, 2)));
         assert!(see(&mut tracker, follows(Some(1), 3), &state, 6));

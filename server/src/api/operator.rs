@@ -11,6 +11,7 @@ use futures_util::{Stream, StreamExt, stream};
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{CommandBody, Outcome, TokenId, TokenRecord, TokenRole};
 use p2p_common::setting::SettingName;
+use p2p_common::shared::SharedSet;
 use p2p_common::{ErrorCode, NodeId, NodeKind};
 use p2p_proto::status::{malformed, refuse};
 use p2p_proto::v1::operator_server::Operator;
@@ -82,7 +83,7 @@ fn record(request: &v1::CreateTokenRequest) -> Result<TokenRecord, Status> {
         expires_at: created_at.plus(ttl),
         uses_left: if enrols.is_some() { request.uses } else { 0 },
         bound_id,
-        used_by: Vec::new(),
+        used_by: SharedSet::new(),
     })
 }
 

@@ -216,7 +216,7 @@ mod tests {
                 expires_at: UnixMs(2),
                 uses_left: 0,
                 bound_id: None,
-                used_by: Vec::new(),
+                used_by: p2p_common::shared::SharedSet::new(),
             },
         );
         for n in 0..identities {

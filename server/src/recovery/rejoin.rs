@@ -103,7 +103,7 @@ fn others(dir: &DataDir, me: NodeId) -> Result<Vec<HostPort>, String> {
     let stored = stored.ok_or("it is empty")?;
     let state = state_after(&stored.loaded).map_err(|e| e.to_string())?;
     let table: Vec<_> = match state {
-        Some(state) => state.members.into_values().collect(),
+        Some(state) => state.members.values().cloned().collect(),
         None => stored.origin.members,
     };
     // Left behind by a forced recovery here; if this Server is discarded, they are whom it returns to.

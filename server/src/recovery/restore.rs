@@ -15,6 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use p2p_common::cluster_state::ClusterState;
+use p2p_common::shared::SharedMap;
 use p2p_common::{ClusterId, Epoch, RecoveryId};
 use p2p_runtime::ca::ClusterCa;
 use p2p_runtime::exit::{Exit, chain};
@@ -71,7 +72,7 @@ pub fn restore(data: &Path, from: &Path, keep: Option<&KeepCluster>) -> Result<R
     state.epoch = Epoch(state.epoch.0 + 1);
     state.recovery_id = Some(RecoveryId::new(random_uuid()?));
     if !state.members.is_empty() {
-        state.members.clear();
+        state.members = SharedMap::new();
         state.members_version += 1;
     }
     match keep {

@@ -2,6 +2,7 @@
 
 use p2p_common::command::{Command, CommandBody, TokenId, TokenRecord, TokenRole};
 use p2p_common::member::RaftId;
+use p2p_common::shared::SharedSet;
 use p2p_common::{RequestId, UnixMs};
 use p2p_server_raft::{
     Committed, CommittedKind, Fsm, Message, MessageKind, Output, ProposalFailure, ProposalToken, Role,
@@ -184,7 +185,7 @@ fn command(request: u64) -> Command {
             created_at: UnixMs(0),
             uses_left: 0,
             bound_id: None,
-            used_by: Vec::new(),
+            used_by: SharedSet::new(),
         }),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{Command, CommandBody, IdentityRecord, Outcome, TokenRecord, TokenRole};
 use p2p_common::member::Member;
+use p2p_common::shared::SharedSet;
 use p2p_common::{ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RequestId, UnixMs};
 use p2p_proto::convert;
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
@@ -323,7 +324,7 @@ pub fn record(token: &Token, expires_at: UnixMs) -> TokenRecord {
         expires_at,
         uses_left: 1,
         bound_id: None,
-        used_by: Vec::new(),
+        used_by: SharedSet::new(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use p2p_common::command::{Command, CommandBody, TokenId, TokenRecord, TokenRole};
 use p2p_common::member::RaftId;
+use p2p_common::shared::SharedSet;
 use p2p_common::{ClusterId, Epoch, RequestId, UnixMs};
 use p2p_server_raft::{MembershipChange, MessageKind, founding_write};
 use tempfile::TempDir;
@@ -156,7 +157,7 @@ fn token(n: u64) -> Command {
             expires_at: UnixMs(u64::MAX),
             uses_left: 1,
             bound_id: None,
-            used_by: Vec::new(),
+            used_by: SharedSet::new(),
         }),
     }
 }
