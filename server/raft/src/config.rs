@@ -27,12 +27,17 @@ pub struct RaftConfig {
     pub inflight_messages_max: usize,
     /// Entries handed out for applying at once, in bytes, so that a long catch-up stays interruptible.
     pub apply_max_bytes: u64,
+    /// Writes handed out and not yet stored; beyond, proposals gather for the next one. The owner stores all that
+    /// it was handed with one sync: the more may wait, the less it matters how long a sync takes.
+    pub writes_in_flight_max: usize,
     /// Bytes proposed and not yet committed; beyond, proposals fail as busy.
     pub uncommitted_max_bytes: u64,
     /// Proposals waiting for their result; beyond, proposals fail as busy.
     pub proposals_max: usize,
     /// Reads waiting for their index; beyond, reads fail as busy.
     pub reads_max: usize,
+    /// ReadIndex rounds under way at once; reads that arrive meanwhile share the next one.
+    pub read_rounds_max: usize,
     /// A ReadIndex round unanswered for this many ticks is asked again: raft drops it silently when there is no
     /// leader or the leader has not committed in its term.
     pub read_retry_ticks: u64,
@@ -60,9 +65,11 @@ impl RaftConfig {
             message_max_bytes: 1024 * 1024,
             inflight_messages_max: 256,
             apply_max_bytes: 4 * 1024 * 1024,
+            writes_in_flight_max: 64,
             uncommitted_max_bytes: 64 * 1024 * 1024,
             proposals_max: 4_096,
             reads_max: 4_096,
+            read_rounds_max: 2,
             read_retry_ticks: 4,
             read_timeout_ticks: 60,
             snapshot_every_entries: 10_000,

@@ -8,8 +8,9 @@
 //!               └────► Install, Send (what had to wait for the disk), next Ready
 //! ```
 //!
-//! At most one write is under way. Inputs may come meanwhile; what follows from them waits for the write. The
-//! entries of the write are readable in [`MemoryLog`] at once, as raft demands.
+//! Writes are stored in order, and several may be under way: meanwhile a leader goes on telling its followers of
+//! new entries, and everyone answers heartbeats and reads. What rests on a write waits for it. The entries of a
+//! write are readable in [`MemoryLog`] at once, as raft demands.
 
 mod messages;
 mod ready;
@@ -25,6 +26,7 @@ use crate::config::{COMMAND_BYTES_MAX, RaftConfig};
 use crate::election::Election;
 use crate::log::{BadLog, Loaded, MemoryLog};
 use crate::membership::{Membership, MembershipChange, Situation};
+use crate::message::Message;
 use crate::output::{Output, Role, Status};
 use crate::proposals::{ProposalFailure, ProposalToken, Proposals};
 use crate::reads::{ReadToken, Reads};
@@ -64,6 +66,15 @@ pub enum TransferRefused {
     NotAVoter(RaftId),
 }
 
+/// Elections put off until the whole log is stored: raft-rs panics when one is won before.
+#[derive(Debug, Default)]
+struct WaitsForDisk {
+    /// The moment after the evidence is over.
+    campaign: bool,
+    /// The leader hands over to this node.
+    timeout_now: Option<Message>,
+}
+
 /// Another member as this node, leading, sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemberProgress {
@@ -85,8 +96,10 @@ pub struct RaftCore {
     logger: Logger,
     raw: RawNode<MemoryLog>,
     outputs: VecDeque<Output>,
-    in_flight: Option<InFlight>,
+    /// Writes under way, the oldest first.
+    in_flight: VecDeque<InFlight>,
     persist_number: u64,
+    waits_for_disk: WaitsForDisk,
     proposals: Proposals,
     reads: Reads,
     snapshots: Snapshots,
@@ -127,8 +140,9 @@ impl RaftCore {
             reads: Reads::new(&config, nonce),
             snapshots: Snapshots::new(config.snapshot_every_entries),
             outputs: reinstall.map(Output::Install).into_iter().collect(),
-            in_flight: None,
+            in_flight: VecDeque::new(),
             persist_number: 0,
+            waits_for_disk: WaitsForDisk::default(),
             last_heard_tick: BTreeMap::new(),
             leader_heard_tick: 0,
             tick: 0,
@@ -149,7 +163,7 @@ impl RaftCore {
         self.tick += 1;
         // Who cannot write must not stand for election; and raft-rs panics when the only voter wins one while
         // its last entries are not stored.
-        if self.in_flight.is_none() || self.leads() {
+        if self.log_is_stored() || self.leads() {
             self.raw.tick();
             self.end_lease();
         }
@@ -274,8 +288,13 @@ impl RaftCore {
     /// The moment after [`RaftCore::handle_leader_gone`] is over: asks for votes, unless the leader was heard
     /// again or another one exists.
     pub fn handle_campaign(&mut self) {
+        // An election needs the whole log stored.
+        self.waits_for_disk.campaign = !self.log_is_stored();
+        if self.waits_for_disk.campaign {
+            return;
+        }
         let silent = self.raw.raft.election_elapsed >= self.raw.raft.election_timeout();
-        if self.election.take_gone(&self.status) && silent && self.in_flight.is_none() {
+        if self.election.take_gone(&self.status) && silent {
             self.campaign();
         }
     }
@@ -391,7 +410,7 @@ impl RaftCore {
         let alone = !self.membership.is_joint() && self.membership.voters.iter().eq([&me]);
         // After a start the members are those of the snapshot until the log is applied again.
         let current = self.applied == self.committed();
-        if alone && current && !self.leads() && self.in_flight.is_none() {
+        if alone && current && !self.leads() && self.log_is_stored() {
             self.campaign();
         }
     }
@@ -500,7 +519,7 @@ impl RaftCore {
         // A new leader knows nothing of a round begun with the old one, and none before it was ready.
         let leads = |status: &Status| (status.leader, status.term, status.leader_ready);
         if status.leader.is_some() && leads(&status) != leads(&self.status) {
-            self.reads.abandon_round();
+            self.reads.abandon_rounds();
         }
         self.status = status;
         self.outputs.push_back(Output::Status(status));

@@ -10,7 +10,9 @@
 //! 2. call [`RaftCore::poll_output`] until it returns `None`, and finish each [`Output`] before polling the next
 //!    one: the order of outputs is what makes raft safe;
 //! 3. after the write named by [`Output::Persist`] is on stable storage, call [`RaftCore::handle_persisted`] and
-//!    poll again. Inputs may be fed while a write is under way; at most one is.
+//!    poll again. Inputs may be fed and outputs polled while writes are under way. Writes, [`Output::Compact`]
+//!    among them, reach stable storage in the order of their outputs; several may share one sync, after which
+//!    the last number suffices.
 //!
 //! A write that fails, and every panic in this crate, ends the process: both mean that what this node would say
 //! next could be a lie. A restart from stable storage is always safe.

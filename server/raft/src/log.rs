@@ -243,7 +243,7 @@ impl MemoryLog {
         through
     }
 
-    fn last(&self) -> u64 {
+    pub(crate) fn last(&self) -> u64 {
         self.before.0 + self.entries.len() as u64
     }
 

@@ -16,8 +16,8 @@ pub enum Output {
     /// Hand these to the transport, which never blocks. For every [`Message`] of kind `Snapshot` the owner later
     /// calls `handle_snapshot_report`, whatever became of it.
     Send(Vec<Message>),
-    /// Write this in one batch and sync it, then call `handle_persisted`. Nothing that depends on it comes out
-    /// before.
+    /// Write this and sync it, then call `handle_persisted`. Nothing that depends on it comes out before; others
+    /// may, further writes too.
     Persist(Persist),
     /// Replace the state machine by this snapshot, which is on stable storage already. The stored state
     /// machine may follow later: a start with an older one installs the stored snapshot again.

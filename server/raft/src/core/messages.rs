@@ -69,8 +69,9 @@ impl RaftCore {
         if message.kind == MessageKind::ReadIndex && !answers_reads {
             return Ok(());
         }
-        // An election needs the whole log stored and the snapshot applied; the leader asks again.
-        if message.kind == MessageKind::TimeoutNow && self.in_flight.is_some() {
+        // An election needs the whole log stored and the snapshot applied.
+        if message.kind == MessageKind::TimeoutNow && !self.log_is_stored() {
+            self.waits_for_disk.timeout_now = Some(message.clone());
             return Ok(());
         }
         let result = self.raw.step(message.to_raft());

@@ -2,8 +2,12 @@
 //!
 //! raft-rs 0.7: `advance_append_async` right after `ready` (the entries are readable from memory by then),
 //! `on_persist_ready` when they are on stable storage. A leader's messages may go before its own write, unless
-//! that write is what makes it the leader; every other node's wait for it. Committed entries come out of a `Ready` only when an earlier write has stored them,
-//! so they may be applied at once.
+//! that write is what makes it the leader; every other node's wait for it, and for all writes before it. Committed
+//! entries come out of a `Ready` only when an earlier write has stored them, so they may be applied at once.
+//!
+//! While writes are under way further ones may follow, up to a bound. Two kinds travel alone: a snapshot, since
+//! what follows it must find it installed; and entries that take the place of others, since raft-rs tells which
+//! entries are stored by index and term, which may be those of an earlier write that a later one took back.
 
 use bytes::Bytes;
 use p2p_common::member::RaftId;
@@ -14,7 +18,7 @@ use slog::{debug, info};
 use super::RaftCore;
 use crate::log::{EntryKind, HardState, LogEntry};
 use crate::membership::Membership;
-use crate::message::Message;
+use crate::message::{Message, MessageKind};
 use crate::output::{Committed, CommittedKind, Output, Persist};
 use crate::snapshot::{Building, Compaction, Snapshot};
 
@@ -27,6 +31,9 @@ pub(super) struct InFlight {
     ballot: (u64, RaftId),
     messages: Vec<Message>,
     install: Option<Snapshot>,
+    /// No other write may be under way with it.
+    alone: bool,
+    since_tick: u64,
 }
 
 impl RaftCore {
@@ -36,10 +43,13 @@ impl RaftCore {
             if let Some(output) = self.outputs.pop_front() {
                 return Some(output);
             }
-            self.append_queued();
+            // What cannot be written yet goes on gathering.
+            if !self.leads() || self.may_write() {
+                self.append_queued();
+            }
             self.ask_read_index();
             self.begin_snapshot();
-            if self.in_flight.is_none() && self.raw.has_ready() {
+            if self.raw.has_ready() && self.may_take_ready() {
                 self.take_ready();
             } else if self.outputs.is_empty() {
                 return None;
@@ -47,16 +57,25 @@ impl RaftCore {
         }
     }
 
-    /// The write of [`Output::Persist`] number `number` is on stable storage.
+    /// The write of [`Output::Persist`] number `number` is on stable storage, and so are all before it.
     ///
     /// # Panics
     ///
-    /// When that write is not the one under way: the owner would claim durability it does not have.
+    /// When that write is not under way: the owner would claim durability it does not have.
     pub fn handle_persisted(&mut self, number: u64) {
-        let in_flight = self.in_flight.take().filter(|in_flight| in_flight.persist_number == number);
-        let Some(in_flight) = in_flight else {
+        let Some(place) = self.in_flight.iter().position(|write| write.persist_number == number) else {
             self.broken("persisted", &format_args!("write {number} is not under way"))
         };
+        let rest = self.in_flight.split_off(place + 1);
+        for stored in std::mem::replace(&mut self.in_flight, rest) {
+            self.on_stored(stored);
+        }
+        if self.log_is_stored() {
+            self.hold_waiting_elections();
+        }
+    }
+
+    fn on_stored(&mut self, in_flight: InFlight) {
         self.stored_ballot = in_flight.ballot;
         self.raw.on_persist_ready(in_flight.ready_number);
         if let Some(snapshot) = in_flight.install {
@@ -69,6 +88,47 @@ impl RaftCore {
         }
         self.send(in_flight.messages);
         self.observe();
+    }
+
+    fn hold_waiting_elections(&mut self) {
+        if std::mem::take(&mut self.waits_for_disk.campaign) {
+            self.handle_campaign();
+        }
+        if let Some(timeout_now) = self.waits_for_disk.timeout_now.take() {
+            self.raw.step(timeout_now.to_raft()).ok();
+            self.observe();
+        }
+    }
+
+    /// Whether all raft has is on stable storage.
+    pub(super) fn log_is_stored(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        let taken = log.unstable_entries().is_empty() && log.unstable_snapshot().is_none();
+        taken && self.in_flight.is_empty()
+    }
+
+    /// Whether one more write may be begun.
+    fn may_write(&self) -> bool {
+        let room = self.in_flight.len() < self.config.writes_in_flight_max;
+        room && self.in_flight.iter().all(|in_flight| !in_flight.alone)
+    }
+
+    /// Whether what raft has ready may be taken while writes are under way.
+    fn may_take_ready(&self) -> bool {
+        let Some(oldest) = self.in_flight.front() else { return true };
+        // A leader that cannot write falls silent, so that others elect one that can.
+        let hangs = self.tick - oldest.since_tick >= self.config.election_ticks;
+        if oldest.install.is_some() || (hangs && self.leads()) {
+            return false;
+        }
+        let log = &self.raw.raft.raft_log;
+        let writes_snapshot = log.unstable_snapshot().is_some();
+        let first = log.unstable_entries().first();
+        let replaces = writes_snapshot || first.is_some_and(|first| first.index <= self.raw.store().last());
+        let ballot = (self.raw.raft.term, self.raw.raft.vote);
+        let newest_ballot = self.in_flight.back().map(|newest| newest.ballot);
+        let writes = writes_snapshot || first.is_some() || newest_ballot != Some(ballot);
+        !writes || (self.may_write() && !replaces)
     }
 
     /// The data of the snapshot asked for at `index` is encoded: it replaces the former one, and the log before
@@ -95,7 +155,14 @@ impl RaftCore {
         let ready_number = ready.number();
         let mut messages_now = to_messages(ready.take_messages());
         let mut messages_later = to_messages(ready.take_persisted_messages());
-        if !self.ballot_is_stored() {
+        if self.ballot_is_stored() {
+            // These tell nothing of the log, and the leader's reads and its own staying the leader wait for them.
+            let (prompt, later) = messages_later.into_iter().partition(|message| {
+                matches!(message.kind, MessageKind::HeartbeatResponse | MessageKind::ReadIndex)
+            });
+            messages_later = later;
+            messages_now.extend::<Vec<_>>(prompt);
+        } else {
             messages_later.append(&mut messages_now);
         }
         let committed = ready.take_committed_entries();
@@ -107,6 +174,7 @@ impl RaftCore {
         let must_persist = ready.must_sync();
 
         let log = self.raw.mut_store();
+        let replaces = entries.first().is_some_and(|first| first.index <= log.last());
         if let Some(snapshot) = &snapshot {
             log.restore(snapshot.clone());
         }
@@ -125,12 +193,14 @@ impl RaftCore {
         if must_persist {
             self.persist_number += 1;
             let hard_state = HardState::from_raft(&self.raw.raft.hard_state());
-            self.in_flight = Some(InFlight {
+            self.in_flight.push_back(InFlight {
                 persist_number: self.persist_number,
                 ready_number,
                 ballot: (hard_state.term, hard_state.vote),
                 messages: messages_later,
+                alone: replaces || snapshot.is_some(),
                 install: snapshot.clone(),
+                since_tick: self.tick,
             });
             self.outputs.push_back(Output::Persist(Persist {
                 number: self.persist_number,
@@ -138,6 +208,10 @@ impl RaftCore {
                 entries: entries.iter().map(LogEntry::from_raft).collect(),
                 hard_state,
             }));
+        } else if let Some(newest) = self.in_flight.back_mut() {
+            // Raft would take the writes under way for stored, too, were it told of a later number.
+            newest.ready_number = ready_number;
+            newest.messages.append(&mut messages_later);
         } else {
             self.raw.on_persist_ready(ready_number);
             self.send(messages_later);

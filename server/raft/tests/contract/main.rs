@@ -2,6 +2,7 @@
 
 mod driver;
 mod hostile;
+mod writes;
 
 use bytes::Bytes;
 use p2p_server_raft::{
@@ -62,21 +63,6 @@ fn proposals_that_come_together_are_one_write() {
     assert_eq!(write.entries.len(), 100);
     let tokens: Vec<_> = applied(&outputs).iter().map(|committed| committed.proposal).collect();
     assert_eq!(tokens, (0..100).map(|token| Some(ProposalToken(token))).collect::<Vec<_>>());
-}
-
-#[test]
-fn nothing_is_applied_or_answered_before_the_write() {
-    let mut core = leading_founder();
-    core.handle_propose(ProposalToken(1), Bytes::from_static(b"a"));
-    let Some(Output::Persist(write)) = core.poll_output() else { panic!("a write comes first") };
-    assert_eq!(core.poll_output(), None);
-    // Inputs are welcome meanwhile, and wait.
-    core.handle_propose(ProposalToken(2), Bytes::from_static(b"b"));
-    core.handle_tick();
-    assert_eq!(core.poll_output(), None);
-    core.handle_persisted(write.number);
-    let outputs = drain(&mut core);
-    assert_eq!(applied(&outputs).iter().filter_map(|c| c.proposal).collect::<Vec<_>>().len(), 2);
 }
 
 #[test]

@@ -55,6 +55,13 @@ impl Disk {
         self.keep(self.unsynced.len());
     }
 
+    /// Syncs the log write `number` and all before it.
+    pub fn sync_through(&mut self, number: u64) {
+        let is_it = |write: &Write| matches!(write, Write::Raft(persist) if persist.number == number);
+        let place = self.unsynced.iter().position(is_it).expect("it was written");
+        self.keep(place + 1);
+    }
+
     /// Some of the unsynced writes survive, in order, the rest is gone.
     pub fn crash(&mut self, rng: &mut SmallRng) {
         self.keep(rng.random_range(0..=self.unsynced.len()));

@@ -4,14 +4,15 @@
 //! [`Oracle`] sees everything and panics on the first violation.
 
 // Each test binary uses its part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 mod disk;
 mod network;
 mod oracle;
+mod seeds;
 mod shell;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,17 +30,20 @@ use uuid::Uuid;
 use disk::{Disk, Write};
 pub use network::{Network, Weather};
 pub use oracle::{Attempt, Oracle};
+pub use seeds::run_seeds;
 
 /// A mistake of the shell, planted to see that the oracle finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Planted {
     Nothing,
-    /// Writes are reported as stored before they are synced.
-    AcknowledgesBeforeSync,
+    /// Writes are reported as stored before they are synced, so that what rests on them is sent before.
+    SendsBeforePersist,
     /// The commit index is not stored.
     ForgetsCommit,
-    /// Nobody says what became of a snapshot.
-    NoSnapshotReport,
+    /// Snapshots are sent whose members lack the receiver, as if taken before it was added.
+    SnapshotLacksReceiver,
+    /// Nobody says that a snapshot did not arrive.
+    UnreportedFailedSnapshot,
 }
 
 /// How often things go wrong by themselves.
@@ -51,10 +55,12 @@ pub struct Faults {
     pub slow_write: f64,
     /// The state machine is written, unsynced, after applying.
     pub write_state: f64,
+    /// Clocks run at half to twice the right speed instead of nearly right.
+    pub clock_skew: bool,
 }
 
 impl Faults {
-    pub const NONE: Faults = Faults { crash: 0.0, slow_write: 0.0, write_state: 1.0 };
+    pub const NONE: Faults = Faults { crash: 0.0, slow_write: 0.0, write_state: 1.0, clock_skew: false };
 }
 
 struct Running {
@@ -62,7 +68,8 @@ struct Running {
     fsm: Fsm,
     applied: u64,
     membership: Membership,
-    writing: Option<(u64, u64)>,
+    /// Writes under way, with when they are done.
+    writing: VecDeque<(u64, u64)>,
     building: Option<(u64, Arc<ClusterState>, u64)>,
     reads: BTreeMap<ReadToken, u64>,
     campaign_at_ms: Option<u64>,
@@ -72,7 +79,8 @@ struct Node {
     disk: Disk,
     running: Option<Running>,
     next_tick_ms: u64,
-    starts: u64,
+    /// The speed of its clock, in percent.
+    clock_percent: u64,
 }
 
 /// What a token was handed out for.
@@ -153,14 +161,19 @@ impl World {
         let mut disk = self.new_disk();
         disk.write(Write::Raft(founding_write(id, data)));
         disk.sync();
-        self.nodes.insert(id, Node { disk, running: None, next_tick_ms: 0, starts: 0 });
-        self.start(id);
+        self.add_node(id, disk);
     }
 
     /// An empty node, waiting to be added.
     pub fn add_joiner(&mut self, id: RaftId) {
         let disk = self.new_disk();
-        self.nodes.insert(id, Node { disk, running: None, next_tick_ms: 0, starts: 0 });
+        self.add_node(id, disk);
+    }
+
+    fn add_node(&mut self, id: RaftId, disk: Disk) {
+        let speed = if self.faults.clock_skew { 50..=200 } else { 95..=105 };
+        let clock_percent = self.rng.random_range(speed);
+        self.nodes.insert(id, Node { disk, running: None, next_tick_ms: 0, clock_percent });
         self.start(id);
     }
 
@@ -171,20 +184,19 @@ impl World {
     pub fn start(&mut self, id: RaftId) {
         let node = self.nodes.get_mut(&id).unwrap();
         assert!(node.running.is_none());
-        node.starts += 1;
         let (loaded, stored) = node.disk.load();
         let config = RaftConfig { raft_id: id, seed: self.rng.random(), ..self.config.clone() };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let core = RaftCore::new(config, loaded, logger).unwrap();
         let nothing = ClusterState::new(ClusterId::new(Uuid::nil()), Epoch(0), Vec::new());
         let (applied, state) = stored.map_or((0, nothing), |s| (s.applied, ClusterState::clone(&s.state)));
-        node.next_tick_ms = self.now_ms + self.rng.random_range(1..=TICK_MS);
+        node.next_tick_ms = self.now_ms + self.rng.random_range(1..=TICK_MS * 100 / node.clock_percent);
         node.running = Some(Running {
             membership: core.membership().clone(),
             core,
             fsm: Fsm::new(state),
             applied,
-            writing: None,
+            writing: VecDeque::new(),
             building: None,
             reads: BTreeMap::new(),
             campaign_at_ms: None,
@@ -311,7 +323,7 @@ impl World {
         let (due, later) = self.snapshot_reports.drain(..).partition(|report| report.0 <= now_ms);
         self.snapshot_reports = later;
         for (_, from, to, taken) in due {
-            if self.planted != Planted::NoSnapshotReport {
+            if taken || self.planted != Planted::UnreportedFailedSnapshot {
                 self.input(from, |core| core.handle_snapshot_report(to, taken));
             }
         }
@@ -355,11 +367,10 @@ impl World {
     fn wake(&mut self, id: RaftId) {
         let now_ms = self.now_ms;
         let Some(running) = self.nodes.get_mut(&id).unwrap().running.as_mut() else { return };
-        let written = running.writing.take_if(|(_, due_ms)| *due_ms <= now_ms);
         let built = running.building.take_if(|(_, _, due_ms)| *due_ms <= now_ms);
         let campaign = running.campaign_at_ms.take_if(|due_ms| *due_ms <= now_ms);
-        if let Some((number, _)) = written {
-            self.nodes.get_mut(&id).unwrap().disk.sync();
+        while let Some(number) = self.take_written(id) {
+            self.nodes.get_mut(&id).unwrap().disk.sync_through(number);
             self.check_disk(id);
             self.input(id, |core| core.handle_persisted(number));
         }
@@ -375,11 +386,20 @@ impl World {
             self.input(id, RaftCore::handle_campaign);
         }
         if self.nodes[&id].next_tick_ms <= now_ms {
-            // Clocks run a little differently.
-            let step = self.rng.random_range(TICK_MS * 9 / 10..=TICK_MS * 11 / 10);
-            self.nodes.get_mut(&id).unwrap().next_tick_ms = now_ms + step;
+            let node = self.nodes.get_mut(&id).unwrap();
+            let step = self.rng.random_range(TICK_MS * 95..=TICK_MS * 105) / node.clock_percent;
+            node.next_tick_ms = now_ms + step;
             self.input(id, RaftCore::handle_tick);
         }
+    }
+
+    /// The next write that is done; sometimes one sync was enough for several.
+    fn take_written(&mut self, id: RaftId) -> Option<u64> {
+        let (now_ms, shared) = (self.now_ms, self.rng.random_bool(0.5));
+        let writing = &mut self.nodes.get_mut(&id)?.running.as_mut()?.writing;
+        let done = writing.iter().take_while(|(_, due_ms)| *due_ms <= now_ms).count();
+        let taken = if shared { done } else { done.min(1) };
+        writing.drain(..taken).next_back().map(|(number, _)| number)
     }
 
     fn encode(&mut self, state: Arc<ClusterState>) -> Bytes {

@@ -27,7 +27,7 @@ impl World {
                 }
             }
             self.handle_output(id, output);
-            let writing = self.nodes[&id].running.as_ref().is_some_and(|running| running.writing.is_some());
+            let writing = self.nodes[&id].running.as_ref().is_some_and(|running| !running.writing.is_empty());
             if self.rng.random_bool(self.faults.crash * if writing { 10.0 } else { 1.0 }) {
                 return self.crash(id);
             }
@@ -44,10 +44,12 @@ impl World {
                 let node = self.nodes.get_mut(&id).unwrap();
                 node.disk.write(Write::Raft(persist));
                 let running = node.running.as_mut().unwrap();
-                if self.planted == Planted::AcknowledgesBeforeSync {
+                let before_ms = running.writing.back().map(|(_, due_ms)| *due_ms);
+                if self.planted == Planted::SendsBeforePersist {
                     running.core.handle_persisted(number);
-                } else if slow {
-                    running.writing = Some((number, self.now_ms + took_ms));
+                } else if slow || before_ms.is_some() {
+                    let due_ms = before_ms.unwrap_or(0).max(self.now_ms + took_ms);
+                    running.writing.push_back((number, due_ms));
                 } else {
                     node.disk.sync();
                     running.core.handle_persisted(number);
@@ -111,7 +113,13 @@ impl World {
     }
 
     fn send(&mut self, messages: Vec<Message>) {
-        for message in messages {
+        for mut message in messages {
+            if let Some(snapshot) = &mut message.snapshot {
+                assert!(snapshot.membership.contains(message.to), "a snapshot without its receiver");
+                if self.planted == Planted::SnapshotLacksReceiver {
+                    snapshot.membership.learners.remove(&message.to);
+                }
+            }
             if message.kind == MessageKind::Append {
                 self.oracle.on_entries(Some((message.index, message.log_term)), &message.entries);
             }
