@@ -1,12 +1,8 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help demo build test lint fmt doc image interop kill-rounds power-loss big-download clean
+.PHONY: help demo build test lint fmt doc image interop sim kill-rounds power-loss big-download clean
 .PHONY: bench bench-forward bench-framing bench-scale bench-raft
-=======
-.PHONY: help demo build test lint fmt doc image interop sim kill-rounds power-loss big-download bench bench-forward bench-framing bench-scale clean
->>>>>>> 71db83a (raft: go on while writes are under way, and read in two rounds)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
