@@ -50,7 +50,7 @@ target/interop/installed: tests/interop/requirements.txt
 sim: ## Simulate 100,000 clusters full of faults on all cores (SIM_SEEDS=N): every promise holds in each
 	SIM_SEEDS=$(or $(SIM_SEEDS),100000) cargo test --release -p p2p-server-raft --test simulation no_fault -- --nocapture
 
-kill-rounds: ## Kill Servers under writes, 200 rounds (KILL_ROUNDS=N): nothing acknowledged may be lost
+kill-rounds: ## Kill 1,000 Servers of clusters of 3 and 5 under writes (KILLS=N, KILL_SERVERS=3,5): no acknowledged write may be lost
 	cargo run -p p2p-tests --bin kill_rounds
 
 power-loss: ## Take the disks' power under writes, 200 rounds (POWER_ROUNDS=N, as root): nothing acknowledged may be lost

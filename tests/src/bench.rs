@@ -65,7 +65,7 @@ pub struct Row {
     /// recorded.
     aim: Option<f64>,
     rounds: usize,
-    /// The smallest ratio of a round.
+    /// The smallest ratio of a round; of ours alone, where there is no rival.
     min: Option<f64>,
     /// The largest.
     max: Option<f64>,
@@ -121,6 +121,23 @@ impl Row {
 }
 
 impl Row {
+    /// Figures that are compared with nobody's; as smallest and largest it has its own. No row without figures.
+    pub fn alone(name: &str, unit: &str, better: Better, figures: &[f64]) -> Option<Row> {
+        Some(Row {
+            case: name.into(),
+            unit: unit.into(),
+            better,
+            ours: median(figures)?,
+            rival: "none".into(),
+            theirs: None,
+            ratio: None,
+            aim: None,
+            rounds: figures.len(),
+            min: figures.iter().copied().reduce(f64::min),
+            max: figures.iter().copied().reduce(f64::max),
+        })
+    }
+
     /// Says what the project wants of it.
     #[must_use]
     pub fn with_aim(mut self, aim: Option<f64>) -> Row {

@@ -1,13 +1,15 @@
-//! `make kill-rounds`: Servers are killed at random under writes, and nothing acknowledged may be lost.
+//! `make kill-rounds`: Servers are killed and frozen at random under writes; nothing acknowledged may be lost, and
+//! what clients are told must be linearizable.
 //!
-//! `KILL_ROUNDS` says how many rounds (200), `KILL_SEED` repeats who dies when (else drawn and printed). The exit
-//! status is 0 only if every promise was kept; then `target/bench/kill-rounds.json` has the figures.
+//! `KILLS` says how many are killed (1,000), spread evenly over clusters of `KILL_SERVERS` (`3,5`); `KILL_SEED`
+//! repeats who dies when (else drawn and printed). The exit status is 0 only if every promise was kept; then
+//! `target/bench/kill-rounds.json` has the figures.
 
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use anyhow::Context;
-use p2p_tests::kill_rounds::{Plan, play};
+use anyhow::{Context, ensure};
+use p2p_tests::kill_rounds::{Plan, play, report};
 
 fn main() -> ExitCode {
     match run() {
@@ -20,17 +22,29 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    // 20 rounds take less than a minute, so that each token is seen before its 90 s are over.
-    let plan = Plan {
-        rounds: setting("KILL_ROUNDS")?.unwrap_or(200),
-        check_every: 10,
-        writers: 4,
-        seed: setting("KILL_SEED")?.unwrap_or_else(rand::random),
-    };
-    println!("{} rounds, {} writers, KILL_SEED={}", plan.rounds, plan.writers, plan.seed);
-    let summary = play(&plan, |line| println!("{line}"))?;
-    println!("{}", summary.line());
-    println!("{}", summary.report().write()?.display());
+    let kills: usize = setting("KILLS")?.unwrap_or(1_000);
+    let seed = setting("KILL_SEED")?.unwrap_or_else(rand::random);
+    let sizes: String = setting("KILL_SERVERS")?.unwrap_or_else(|| "3,5".into());
+    let sizes: Vec<usize> = sizes
+        .split(',')
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("KILL_SERVERS={sizes}"))?;
+    ensure!(
+        sizes.iter().all(|size| [3, 5].contains(size)),
+        "KILL_SERVERS: 3 and 5 are the sizes in which all vote"
+    );
+    println!("{kills} kills over clusters of {sizes:?} servers, KILL_SEED={seed}");
+    let mut summaries = Vec::new();
+    for servers in &sizes {
+        let kills = kills.div_ceil(sizes.len());
+        // 10 rounds take less than a minute, so that each token is seen before its 90 s are over.
+        let plan = Plan { servers: *servers, kills, check_every: 10, writers: 4, clients: 6, seed };
+        let summary = play(&plan, |line| println!("{line}"))?;
+        println!("{}", summary.lines());
+        summaries.push(summary);
+    }
+    println!("{}", report(&summaries).write()?.display());
     Ok(())
 }
 
