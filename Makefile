@@ -1,7 +1,7 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc image interop sim kill-rounds power-loss big-download clean
+.PHONY: help demo build test lint fmt doc image interop sim kill-rounds power-loss partitions big-download clean
 .PHONY: bench bench-forward bench-framing bench-scale bench-raft
 
 help: ## Show this list
@@ -55,6 +55,9 @@ kill-rounds: ## Kill 1,000 Servers of clusters of 3 and 5 under writes (KILLS=N,
 
 power-loss: ## Take the disks' power under writes, 200 rounds (POWER_ROUNDS=N, as root): nothing acknowledged may be lost
 	cargo run -p p2p-tests --bin power_loss
+
+partitions: ## Cut, freeze and spoil the network between Servers, 66 faults each for 3 and 5 (PARTITION_ROUNDS=N, as root)
+	cargo run -p p2p-tests --bin partitions
 
 big-download: ## Fetch 10 GiB (BIG_BYTES=N) with curl through two Peers and compare the hashes of both ends
 	cargo run --release -p p2p-tests --bin big_download

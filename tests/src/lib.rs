@@ -5,7 +5,8 @@
 //! - [`clients`]: programs nobody here wrote, through two Peers.
 //! - [`history`]: what clients of a replicated register were told, and whether that is linearizable.
 //! - [`kill_rounds`]: no acknowledged write is lost while Servers are killed.
-//! - [`power_loss`]: nor while their disks lose power.
+//! - [`lab`]: Servers in network namespaces, on a network that fails.
+//! - [`power_loss`]: nothing acknowledged is lost while the disks of Servers lose their power.
 //! - [`mod@bench`]: ours and a rival in turns, and how the result is written down.
 //! - [`tidy`]: what the compiler does not check about the repository: direction of dependencies, links, words.
 
@@ -16,6 +17,7 @@ pub mod cluster;
 pub mod history;
 pub mod http;
 pub mod kill_rounds;
+pub mod lab;
 pub mod power_loss;
 pub mod tidy;
 
