@@ -2,21 +2,24 @@
 //! everyone else ([`Proposer`]).
 //!
 //! ```text
-//! api ──propose, read──► Proposer ──► Mailbox ──► driver thread ──► Store (sled + fdatasync)
-//! transport ──messages──────────────►                 │  └────────► Outbox (transport)
+//! api ──propose, read──► Proposer ──► Mailbox ──► driver thread ──► storage thread ──► Store (sled + fdatasync)
+//! transport ──messages──────────────►    ▲            │  └────────► Outbox (transport)
+//!                                        └─persisted──┼─────────────────┘
 //!                                                     └──publishes─► View, Master
 //! ```
 //!
-//! The thread alone owns the raft core, the store and the state machine; nobody waits for it while holding
-//! anything, and it waits for nobody but the disk.
+//! The thread alone owns the raft core and the state machine, the storage thread the store; nobody waits for them
+//! while holding anything, and only the storage thread waits for the disk.
 
 mod driver;
 pub mod mailbox;
 pub mod propose;
+mod storage;
 mod view;
 pub mod wire;
 
 pub use driver::{Driver, DriverEnd, DriverParams, Outbox, spawn_driver};
 pub use mailbox::Mailbox;
 pub use propose::{ProposeError, Proposer};
+pub use storage::Disk;
 pub use view::View;

@@ -8,7 +8,7 @@
 //! | `o` | [`Origin`]: how this Server came into the cluster, written first |
 //! | `h` | hard state |
 //! | `s` | the snapshot's position, members, length and hash |
-//! | `d` part | the snapshot's data |
+//! | `d` index part | the data of the snapshot at that index |
 //! | `e` index part | an entry of the log |
 //!
 //! Every change is one batch, which sled applies as a whole or not at all, also over a crash. It counts as
@@ -18,8 +18,12 @@
 //! No value is longer than `parts::PART_BYTES`: sled moves what is larger than a quarter of a segment into files
 //! that it never syncs, and what it writes is not the value alone but its leaf with up to some twenty neighbours.
 //!
+//! A snapshot of our own is stored in steps, so that a write of raft's never waits for all of a large one: its data lies
+//! beside that of the former one until the record that names it is written; then the former data and the entries before
+//! it are deleted. What a crash leaves of that is deleted in steps after the next start.
+//!
 //! A store that does not open or contradicts itself is never repaired or wiped here (SPEC C9): a node that
-//! forgets what it acknowledged must not vote again. Owner: the raft thread.
+//! forgets what it acknowledged must not vote again. Owner: the storage thread.
 
 mod parts;
 
@@ -49,6 +53,10 @@ const ENTRY: u8 = b'e';
 const CACHE_BYTES: u64 = 32 << 20;
 /// How long sled's threads of a former owner in this process may take to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A step of a compaction writes this many parts of the snapshot, or deletes this many keys: some milliseconds.
+const STEP_PARTS: usize = 64;
+const STEP_KEYS: usize = 1_024;
 
 /// Why the store cannot be used. The node then takes no part in the cluster until an operator acts.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +121,17 @@ pub struct Store {
     /// sled's log file, to sync what sled has flushed.
     log_file: File,
     hard_state: HardState,
+    /// Where the stored snapshot stands; 0 when there is none.
+    snapshot_index: u64,
+    compacting: Option<Compacting>,
+}
+
+/// A compaction on its way.
+enum Compacting {
+    /// Parts of the snapshot's data from this one on are to be written, then its record.
+    Storing { compaction: Compaction, next_part: usize },
+    /// The snapshot is stored; what it replaces is to be deleted: other snapshots, and entries before this one.
+    Forgetting { first_kept: u64 },
 }
 
 impl Store {
@@ -140,7 +159,15 @@ impl Store {
         };
         let open = |file: PathBuf| File::open(&file).map_err(|e| failed(format!("{}: {e}", file.display())));
         let log_file = open(path.join("db"))?;
-        let mut store = Store { path: path.to_owned(), db, tree, log_file, hard_state: HardState::default() };
+        let mut store = Store {
+            path: path.to_owned(),
+            db,
+            tree,
+            log_file,
+            hard_state: HardState::default(),
+            snapshot_index: 0,
+            compacting: None,
+        };
         // A new store's files must outlive a power loss together with what is written into them.
         store.sync().map_err(|e| failed(e.to_string()))?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -149,6 +176,9 @@ impl Store {
             file.sync_all().map_err(|e| failed(e.to_string()))?;
         }
         store.hard_state = store.read_hard_state()?;
+        store.snapshot_index = store.read_snapshot_record()?.map_or(0, |record| record.index);
+        // A crash may have come between two steps of one.
+        store.compacting = Some(Compacting::Forgetting { first_kept: 0 });
         Ok(store)
     }
 
@@ -188,49 +218,107 @@ impl Store {
         self.write(batch)
     }
 
-    /// Writes what raft wants persisted, and returns when it is.
+    /// Writes what raft wants persisted, one after the other with one sync, and returns when it is.
     ///
     /// # Errors
     /// When it could not be made durable: the process must end.
-    pub fn persist(&mut self, persist: &Persist) -> Result<(), StoreError> {
+    pub fn persist(&mut self, writes: &[Persist]) -> Result<(), StoreError> {
         let mut batch = Batch::default();
-        self.put_persist(&mut batch, persist)?;
+        let mut last_put = 0;
+        for persist in writes {
+            let takes_back = persist.entries.first().is_some_and(|first| first.index <= last_put);
+            if takes_back || persist.snapshot.is_some() {
+                // What it takes back is looked up in the tree.
+                self.apply(std::mem::take(&mut batch))?;
+            }
+            self.put_persist(&mut batch, persist)?;
+            last_put = persist.entries.last().map_or(last_put, |last| last.index);
+        }
         self.write(batch)
     }
 
-    /// Stores a snapshot of our own in place of the former one and forgets the entries before it.
+    /// Begins to store a snapshot of our own in place of the former one and to forget the entries before it;
+    /// [`Store::go_on_compacting`] does it.
+    pub fn begin_compacting(&mut self, compaction: Compaction) {
+        if compaction.snapshot.index > self.snapshot_index {
+            self.compacting = Some(Compacting::Storing { compaction, next_part: 0 });
+        }
+    }
+
+    /// Does the next step of what was begun; `false` when there is nothing to do.
     ///
     /// # Errors
     /// When it could not be made durable: the process must end.
-    pub fn compact(&mut self, compaction: &Compaction) -> Result<(), StoreError> {
+    pub fn go_on_compacting(&mut self) -> Result<bool, StoreError> {
+        match self.compacting.take() {
+            Some(Compacting::Storing { compaction, next_part }) => self.store_step(compaction, next_part)?,
+            Some(Compacting::Forgetting { first_kept }) => self.forget_step(first_kept)?,
+            None => {}
+        }
+        Ok(self.compacting.is_some())
+    }
+
+    fn store_step(&mut self, compaction: Compaction, first_part: usize) -> Result<(), StoreError> {
+        let snapshot = &compaction.snapshot;
         let mut batch = Batch::default();
-        self.put_snapshot(&mut batch, &compaction.snapshot)?;
-        self.remove(&mut batch, &parts::key(ENTRY, 0, 0), &parts::key(ENTRY, compaction.first_kept, 0))?;
+        let parts = parts::split_long(&snapshot.data).skip(first_part).take(STEP_PARTS);
+        let mut next_part = first_part;
+        for (part, value) in parts {
+            batch.insert(parts::long_key(SNAPSHOT_DATA, snapshot.index, part), value);
+            next_part += 1;
+        }
+        if next_part - first_part == STEP_PARTS {
+            // Synced with the record at the latest: sled's log keeps the order.
+            self.apply(batch)?;
+            self.compacting = Some(Compacting::Storing { compaction, next_part });
+            return Ok(());
+        }
+        self.put_snapshot_record(&mut batch, snapshot);
+        self.compacting = Some(Compacting::Forgetting { first_kept: compaction.first_kept });
         self.write(batch)
+    }
+
+    fn forget_step(&mut self, first_kept: u64) -> Result<(), StoreError> {
+        let (first, last) =
+            (parts::long_key(SNAPSHOT_DATA, 0, 0), parts::long_key(SNAPSHOT_DATA, u64::MAX, u32::MAX));
+        let kept = parts::long_key(SNAPSHOT_DATA, self.snapshot_index, 0);
+        let after = parts::long_key(SNAPSHOT_DATA, self.snapshot_index, u32::MAX);
+        let entries = (parts::key(ENTRY, 0, 0), parts::key(ENTRY, first_kept, 0));
+        let mut batch = Batch::default();
+        let mut left = STEP_KEYS;
+        for (first, end) in [(first, kept), (after, last), entries] {
+            left -= self.remove_some(&mut batch, &first, &end, left)?;
+        }
+        if left < STEP_KEYS {
+            self.apply(batch)?;
+            self.compacting = Some(Compacting::Forgetting { first_kept });
+        }
+        Ok(())
     }
 
     /// Raises the stored commit index, so that a start without a leader shows what was known. Raft does not ask
-    /// for this: no safety hangs on it.
+    /// for this: no safety hangs on it, and a power loss may take it back.
     ///
     /// # Errors
-    /// When it could not be made durable: the process must end.
+    /// When it could not be written: the process must end.
     pub fn raise_commit(&mut self, commit: u64) -> Result<(), StoreError> {
         if commit <= self.hard_state.commit {
             return Ok(());
         }
         let mut batch = Batch::default();
         self.put_hard_state(&mut batch, HardState { commit, ..self.hard_state });
-        self.write(batch)
+        self.apply(batch)?;
+        self.flush()
     }
 
     fn put_persist(&mut self, batch: &mut Batch, persist: &Persist) -> Result<(), StoreError> {
         let all = parts::key(ENTRY, u64::MAX, u16::MAX);
         if let Some(snapshot) = &persist.snapshot {
-            self.remove(batch, &parts::key(ENTRY, 0, 0), &all)?;
+            self.remove_some(batch, &parts::key(ENTRY, 0, 0), &all, usize::MAX)?;
             self.put_snapshot(batch, snapshot)?;
         }
         if let Some(first) = persist.entries.first() {
-            self.remove(batch, &parts::key(ENTRY, first.index, 0), &all)?;
+            self.remove_some(batch, &parts::key(ENTRY, first.index, 0), &all, usize::MAX)?;
         }
         for entry in &persist.entries {
             let bytes = wire::entry_to(entry.clone()).encode_to_vec();
@@ -248,7 +336,20 @@ impl Store {
         self.hard_state = state;
     }
 
-    fn put_snapshot(&self, batch: &mut Batch, snapshot: &Snapshot) -> Result<(), StoreError> {
+    /// A snapshot in place of all others, those half stored too.
+    fn put_snapshot(&mut self, batch: &mut Batch, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let (first, end) =
+            (parts::long_key(SNAPSHOT_DATA, 0, 0), parts::long_key(SNAPSHOT_DATA, u64::MAX, u32::MAX));
+        self.remove_some(batch, &first, &end, usize::MAX)?;
+        for (part, value) in parts::split_long(&snapshot.data) {
+            batch.insert(parts::long_key(SNAPSHOT_DATA, snapshot.index, part), value);
+        }
+        self.put_snapshot_record(batch, snapshot);
+        self.compacting = None;
+        Ok(())
+    }
+
+    fn put_snapshot_record(&mut self, batch: &mut Batch, snapshot: &Snapshot) {
         let record = v1::StoredSnapshot {
             index: snapshot.index,
             term: snapshot.term,
@@ -257,29 +358,45 @@ impl Store {
             data_sha256: Sha256::digest(&snapshot.data).to_vec().into(),
         };
         batch.insert(SNAPSHOT, record.encode_to_vec());
-        let mut next = 0;
-        for (part, value) in parts::split_long(&snapshot.data) {
-            batch.insert(parts::long_key(SNAPSHOT_DATA, part), value);
-            next = part + 1;
-        }
-        self.remove(batch, &parts::long_key(SNAPSHOT_DATA, next), &parts::long_key(SNAPSHOT_DATA, u32::MAX))
+        self.snapshot_index = snapshot.index;
     }
 
-    /// Deletes every stored key from `first` to before `end`. Keys inserted into the batch later stay.
-    fn remove(&self, batch: &mut Batch, first: &[u8], end: &[u8]) -> Result<(), StoreError> {
-        for key in self.tree.range(first..end).keys() {
-            batch.remove(key.map_err(|e| StoreError::Write(e.to_string()))?);
+    /// Deletes the stored keys from `first` to before `end`, at most `max`; returns how many. Keys inserted into the
+    /// batch later stay.
+    fn remove_some(
+        &self,
+        batch: &mut Batch,
+        first: &[u8],
+        end: &[u8],
+        max: usize,
+    ) -> Result<usize, StoreError> {
+        let mut removed = 0;
+        if first < end {
+            for key in self.tree.range(first..end).keys().take(max) {
+                batch.remove(key.map_err(|e| StoreError::Write(e.to_string()))?);
+                removed += 1;
+            }
         }
-        Ok(())
+        Ok(removed)
     }
 
     fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
-        self.tree.apply_batch(batch).map_err(|e| StoreError::Write(e.to_string()))?;
+        self.apply(batch)?;
         self.sync()
     }
 
+    fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+        self.tree.apply_batch(batch).map_err(|e| StoreError::Write(e.to_string()))
+    }
+
+    /// After this what was applied outlives the process.
+    fn flush(&self) -> Result<(), StoreError> {
+        self.db.flush().map(|_| ()).map_err(|e| StoreError::Write(e.to_string()))
+    }
+
+    /// After this what was applied outlives a power loss.
     fn sync(&self) -> Result<(), StoreError> {
-        self.db.flush().map_err(|e| StoreError::Write(e.to_string()))?;
+        self.flush()?;
         self.log_file.sync_data().map_err(|e| StoreError::Write(e.to_string()))
     }
 
@@ -293,11 +410,19 @@ impl Store {
         Ok(HardState { term: record.term, vote: record.vote, commit: record.commit })
     }
 
-    fn read_snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+    fn read_snapshot_record(&self) -> Result<Option<v1::StoredSnapshot>, StoreError> {
         let Some(bytes) = self.get(SNAPSHOT)? else { return Ok(None) };
-        let record = v1::StoredSnapshot::decode(&*bytes).map_err(|e| self.damaged(e))?;
+        v1::StoredSnapshot::decode(&*bytes).map(Some).map_err(|e| self.damaged(e))
+    }
+
+    fn read_snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
+        let Some(record) = self.read_snapshot_record()? else { return Ok(None) };
         let mut data = Vec::new();
-        for item in self.tree.scan_prefix([SNAPSHOT_DATA]) {
+        let (first, end) = (
+            parts::long_key(SNAPSHOT_DATA, record.index, 0),
+            parts::long_key(SNAPSHOT_DATA, record.index, u32::MAX),
+        );
+        for item in self.tree.range(first..end) {
             data.extend_from_slice(&item.map_err(|e| self.damaged(e))?.1);
         }
         let whole = data.len() as u64 == record.data_bytes;

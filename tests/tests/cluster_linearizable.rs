@@ -63,6 +63,36 @@ fn what_clients_are_told_is_linearizable() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Long enough for an election on a busy machine, and less than any request may take.
+const ELECTED: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_request_on_its_way_to_a_frozen_master_goes_to_the_next() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    let token = cluster.servers[0].token("operator", 1, "1h")?;
+    let servers: Vec<_> =
+        cluster.servers.iter().map(|server| Access::of(server, &token)).collect::<Result<_, _>>()?;
+    let master = cluster.master()?;
+    let others: Vec<_> = (0..3).filter(|server| *server != master).collect();
+    let asked: Vec<_> = others.iter().map(|server| servers[*server].clone()).collect();
+    let mut rng = StdRng::seed_from_u64(rand::random());
+    let clients = Clients::start(&asked, Load { patience: PATIENCE, ..LOAD }, &mut rng)?;
+    std::thread::sleep(Duration::from_millis(300));
+    let known = clients.recorder().operations(0).len();
+    let played = (|| {
+        let process = cluster.servers[master].process_mut()?;
+        let outage = clients.outage(&[0, 1], PATIENCE, || process.signal(Signal::Stop))?;
+        // Whatever was under way when the Master froze comes to its end while it still is.
+        let _resting = clients.pause();
+        let operations = clients.recorder().operations(known);
+        let longest = operations.iter().max_by_key(|op| op.returned - op.invoked).context("no operations")?;
+        println!("written again after {outage:?}; the longest of {} operations: {longest}", operations.len());
+        ensure!(longest.returned - longest.invoked < ELECTED, "it hung: {longest}");
+        clients.check()
+    })();
+    cluster.explain(played).map(|_| ())
+}
+
 #[test]
 fn stale_reads_would_be_noticed() {
     let error = play(Reads::Stale, rand::random()).expect_err("stale reads pass for linearizable ones");

@@ -1,16 +1,18 @@
 //! The raft thread: drives [`RaftCore`] with what comes in, and does what it puts out, in its order.
 //!
 //! ```text
-//! loop: wait for input or the tick ─► feed everything ─► outputs: send, store and sync, apply
+//! loop: wait for input or the tick ─► feed everything ─► outputs: send, hand to storage, apply
 //!       ─► publish the view ─► answer waiters
 //! ```
 //!
 //! Waiters are answered after the view is published, so that whoever was told "done" finds it there. The disk is
-//! waited for here, on a thread of its own; snapshots are encoded elsewhere. A failed write, and a panic, end the
-//! thread and with it the process: what this Server would say next could be a lie.
+//! waited for by the [storage](super::storage) thread, and snapshots are encoded elsewhere, so that heartbeats and reads
+//! go on meanwhile. A failed write, and a panic, end the thread and with it the process: what this Server would say next
+//! could be a lie.
 //!
-//! Owner of: the raft core, the store, the state machine, the Master's title.
+//! Owner of: the raft core, the state machine, the Master's title.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use slog::{Drain, Logger, debug, error, info, warn};
 use tokio::sync::{oneshot, watch};
 
 use super::mailbox::{Inbox, Mailbox, Request};
+use super::storage::{Disk, Storage, Work};
 use super::view::View;
 use crate::store::{Store, StoreError, Stored};
 
@@ -48,11 +51,11 @@ pub trait Outbox: Send + 'static {
 }
 
 /// What the thread starts from.
-pub struct DriverParams<O> {
+pub struct DriverParams<O, D = Store> {
     /// Raft's settings.
     pub config: RaftConfig,
     /// Where everything is kept.
-    pub store: Store,
+    pub store: D,
     /// What it holds.
     pub stored: Stored,
     /// What this Server goes by until its log brings the replicated state.
@@ -92,6 +95,15 @@ pub enum DriverEnd {
     Panicked(String),
 }
 
+impl DriverEnd {
+    /// The end by a caught panic.
+    pub(super) fn from_panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        DriverEnd::Panicked(text.unwrap_or("a panic without a text").to_owned())
+    }
+}
+
 /// What a running thread gives to others.
 #[derive(Debug)]
 pub struct Driver {
@@ -107,7 +119,7 @@ pub struct Driver {
 ///
 /// # Errors
 /// When the stored log cannot be one: nothing was changed.
-pub fn spawn_driver<O: Outbox>(params: DriverParams<O>) -> Result<Driver, StartRefused> {
+pub fn spawn_driver<O: Outbox, D: Disk>(params: DriverParams<O, D>) -> Result<Driver, StartRefused> {
     let DriverParams { config, store, stored, state, mailbox, outbox, logger } = params;
     let raft_id = config.raft_id;
     let core = RaftCore::new(config, stored.loaded, quiet(&logger))?;
@@ -125,7 +137,7 @@ pub fn spawn_driver<O: Outbox>(params: DriverParams<O>) -> Result<Driver, StartR
     let (end_tx, end) = oneshot::channel();
     let mut driver = DriverThread {
         core,
-        store,
+        storage: Storage::spawn(store, mailbox.clone()),
         fsm,
         has_state: false,
         mailbox,
@@ -142,11 +154,7 @@ pub fn spawn_driver<O: Outbox>(params: DriverParams<O>) -> Result<Driver, StartR
     };
     let body = move || {
         let end = catch_unwind(AssertUnwindSafe(|| driver.run()));
-        let end = end.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            DriverEnd::Panicked(text.unwrap_or("a panic without a text").to_owned())
-        });
+        let end = end.unwrap_or_else(|panic| DriverEnd::from_panic(&*panic));
         // Whoever learns of the end may open the store again.
         drop(driver);
         // Nobody listening means that the process is ending anyway.
@@ -172,7 +180,7 @@ enum Waiter {
 
 struct DriverThread<O> {
     core: RaftCore,
-    store: Store,
+    storage: Storage,
     fsm: Fsm,
     /// `fsm` holds what raft says, not only what the introducer said.
     has_state: bool,
@@ -206,6 +214,7 @@ impl<O: Outbox> DriverThread<O> {
         let tick = Duration::from_millis(TICK_MS);
         let mut next_tick = Instant::now() + tick;
         let mut next_commit = Instant::now() + COMMIT_EVERY;
+        let mut commit_given = 0;
         self.work()?;
         loop {
             let inbox = self.mailbox.wait(self.campaign_at.map_or(next_tick, |at| at.min(next_tick)));
@@ -226,12 +235,22 @@ impl<O: Outbox> DriverThread<O> {
             self.work()?;
             if now >= next_commit {
                 next_commit = now + COMMIT_EVERY;
-                self.store.raise_commit(self.core.applied())?;
+                let applied = self.core.applied();
+                if applied > commit_given {
+                    self.storage.give(Work::RaiseCommit(applied));
+                    commit_given = applied;
+                }
             }
         }
     }
 
     fn feed(&mut self, inbox: Inbox) -> Result<(), DriverEnd> {
+        if let Some(end) = inbox.storage_ended {
+            return Err(end);
+        }
+        if let Some(number) = inbox.persisted {
+            self.core.handle_persisted(number);
+        }
         for message in &inbox.messages {
             match self.core.handle_message(message) {
                 Ok(()) => {}
@@ -313,10 +332,7 @@ impl<O: Outbox> DriverThread<O> {
     fn carry_out(&mut self, output: Output) -> Result<(), DriverEnd> {
         match output {
             Output::Send(messages) => self.outbox.send(messages),
-            Output::Persist(persist) => {
-                self.store.persist(&persist)?;
-                self.core.handle_persisted(persist.number);
-            }
+            Output::Persist(persist) => self.storage.give(Work::Persist(persist)),
             Output::Install(snapshot) => {
                 let state = convert::decode_state(&snapshot.data).map_err(|e| DriverEnd::Unreadable {
                     what: "the snapshot of the cluster's state",
@@ -355,7 +371,7 @@ impl<O: Outbox> DriverThread<O> {
                     "leader" => status.leader, "ready" => status.leader_ready);
             }
             Output::BuildSnapshot { index } => self.build_snapshot(index),
-            Output::Compact(compaction) => self.store.compact(&compaction)?,
+            Output::Compact(compaction) => self.storage.give(Work::Compact(compaction)),
         }
         Ok(())
     }

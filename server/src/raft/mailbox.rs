@@ -16,6 +16,8 @@ use p2p_server_raft::{
 };
 use tokio::sync::oneshot;
 
+use super::driver::DriverEnd;
+
 /// Messages, and requests, that wait for the raft thread (SPEC T3).
 const QUEUE_MAX: usize = 4_096;
 
@@ -70,6 +72,10 @@ pub(crate) struct Inbox {
     pub snapshot_reports: BTreeMap<RaftId, bool>,
     /// Servers whose process is known to be gone.
     pub gone: BTreeSet<RaftId>,
+    /// The last write that is on stable storage, with all before it.
+    pub persisted: Option<u64>,
+    /// Why nothing is written any more.
+    pub storage_ended: Option<DriverEnd>,
     /// The snapshot being encoded is: its index and data.
     pub built: Option<(u64, Bytes)>,
     pub stop: bool,
@@ -82,6 +88,8 @@ impl Inbox {
             && self.unreachable.is_empty()
             && self.snapshot_reports.is_empty()
             && self.gone.is_empty()
+            && self.persisted.is_none()
+            && self.storage_ended.is_none()
             && self.built.is_none()
             && !self.stop
     }
@@ -141,6 +149,16 @@ impl Mailbox {
     /// What became of the last snapshot to a Server.
     pub fn snapshot_report(&self, raft_id: RaftId, taken: bool) {
         self.put(|inbox| inbox.snapshot_reports.insert(raft_id, taken));
+    }
+
+    /// Write number `number` and all before it are on stable storage.
+    pub(crate) fn persisted(&self, number: u64) {
+        self.put(|inbox| inbox.persisted = Some(number));
+    }
+
+    /// A write failed: none follows.
+    pub(crate) fn storage_ended(&self, why: DriverEnd) {
+        self.put(|inbox| inbox.storage_ended = Some(why));
     }
 
     /// A Server's process is gone: its connection broke and a new one was refused.

@@ -170,8 +170,11 @@ impl Proposer {
                     self.wait_applied(index, deadline).await;
                     return Ok((index, outcome));
                 }
-                Err(error) if !error.is_retriable() => return Err(error),
                 // Once unknown, only an answer makes it known.
+                Err(error) if !error.is_retriable() && last == ProposeError::OutcomeUnknown => {
+                    return Err(last);
+                }
+                Err(error) if !error.is_retriable() => return Err(error),
                 Err(error) if last != ProposeError::OutcomeUnknown => last = error,
                 Err(_) => {}
             }
@@ -190,7 +193,15 @@ impl Proposer {
             Some(leader) if leader == view.raft_id => self.propose_here(command.clone()).await,
             Some(leader) => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                self.remotes.propose_at(leader, command.clone(), left).await
+                let mut views = self.watch_view();
+                tokio::select! {
+                    answer = self.remotes.propose_at(leader, command.clone(), left) => answer,
+                    // It may be frozen or cut off, and would keep us waiting in vain. The next leader does the same
+                    // request once, whatever became of it.
+                    () = async { drop(views.wait_for(|view| view.status.leader != Some(leader)).await) } => {
+                        Err(ProposeError::OutcomeUnknown)
+                    }
+                }
             }
         }
     }

@@ -81,7 +81,7 @@ impl Home {
         });
         let hard_state = HardState { term: 5, vote: 1, commit: 2 };
         let entries = entries.collect();
-        store.persist(&Persist { number: 1, snapshot: None, entries, hard_state }).unwrap();
+        store.persist(&[Persist { number: 1, snapshot: None, entries, hard_state }]).unwrap();
         home
     }
 

@@ -11,9 +11,10 @@ pub fn key(letter: u8, number: u64, part: u16) -> Vec<u8> {
     key
 }
 
-/// The key of a part of the one long value under a letter.
-pub fn long_key(letter: u8, part: u32) -> Vec<u8> {
+/// The key of a part of a numbered value that may be long.
+pub fn long_key(letter: u8, number: u64, part: u32) -> Vec<u8> {
     let mut key = vec![letter];
+    key.extend(number.to_be_bytes());
     key.extend(part.to_be_bytes());
     key
 }

@@ -1,5 +1,6 @@
 //! The store on real files: opened again after every step, torn, damaged.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use p2p_common::{KeyHash, NodeId, NodeKind};
@@ -43,6 +44,17 @@ fn founded(path: &Path) -> Store {
 
 fn load(path: &Path) -> Stored {
     Store::open(path).unwrap().load().unwrap().expect("it was begun")
+}
+
+fn compact(store: &mut Store, compaction: Compaction) {
+    store.begin_compacting(compaction);
+    while store.go_on_compacting().unwrap() {}
+}
+
+/// The numbers of the snapshots some data of which is stored.
+fn snapshots_with_data(store: &Store) -> BTreeSet<u64> {
+    let keys = store.tree.scan_prefix([SNAPSHOT_DATA]).keys();
+    keys.map(|key| u64::from_be_bytes(key.unwrap()[1..9].try_into().unwrap())).collect()
 }
 
 /// Copies a store as a crash at this moment would leave it.
@@ -92,7 +104,7 @@ fn every_step_is_there_after_opening_again() {
     ];
     for step in steps {
         let mut store = Store::open(&path).unwrap();
-        store.persist(&step).unwrap();
+        store.persist(std::slice::from_ref(&step)).unwrap();
         drop(store);
         if let Some(first) = step.entries.first() {
             expected.entries.retain(|entry| entry.index < first.index);
@@ -109,7 +121,7 @@ fn every_step_is_there_after_opening_again() {
         membership: Membership::sole_voter(1),
         data: vec![9; 3 * parts::PART_BYTES + 5].into(),
     };
-    store.compact(&Compaction { snapshot: snapshot.clone(), first_kept: 3 }).unwrap();
+    compact(&mut store, Compaction { snapshot: snapshot.clone(), first_kept: 3 });
     store.raise_commit(4).unwrap();
     store.raise_commit(2).unwrap();
     drop(store);
@@ -123,7 +135,7 @@ fn every_step_is_there_after_opening_again() {
     let received =
         Snapshot { index: 9, term: 5, membership: Membership::sole_voter(1), data: Bytes::from_static(b"s") };
     let step = Persist { snapshot: Some(received.clone()), ..persist(vec![], 5, 9) };
-    store.persist(&step).unwrap();
+    store.persist(std::slice::from_ref(&step)).unwrap();
     drop(store);
     let loaded = load(&path).loaded;
     assert_eq!(loaded.snapshot, Some(received));
@@ -135,14 +147,14 @@ fn a_torn_write_leaves_the_step_before_or_the_step_itself() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let mut store = founded(&path);
-    store.persist(&persist(vec![entry(2, 1, ""), entry(3, 1, "acknowledged")], 1, 1)).unwrap();
+    store.persist(&[persist(vec![entry(2, 1, ""), entry(3, 1, "acknowledged")], 1, 1)]).unwrap();
     let before_dir = dir.path().join("before");
     copy(&path, &before_dir);
     let before = load(&before_dir).loaded;
 
     let many = (4..12).map(|index| entry(index, 2, vec![index as u8; 3_000])).collect();
     let step = persist(many, 2, 3);
-    store.persist(&step).unwrap();
+    store.persist(std::slice::from_ref(&step)).unwrap();
     let after_dir = dir.path().join("after");
     copy(&path, &after_dir);
     let new = fs::read(after_dir.join("db")).unwrap();
@@ -164,17 +176,99 @@ fn a_torn_write_leaves_the_step_before_or_the_step_itself() {
 }
 
 #[test]
+fn writes_that_share_a_sync_leave_what_they_would_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let received = Snapshot {
+        index: 20,
+        term: 3,
+        membership: Membership::sole_voter(1),
+        data: Bytes::from_static(b"s"),
+    };
+    let steps = [
+        persist(vec![entry(2, 1, "a"), entry(3, 1, "a"), entry(4, 1, vec![1; 9_000])], 1, 1),
+        persist(vec![], 2, 1),
+        persist(vec![entry(4, 2, "b")], 2, 1),
+        persist(vec![entry(5, 2, "b"), entry(6, 2, "b")], 2, 4),
+        persist(vec![entry(3, 3, "c")], 3, 2),
+        Persist { snapshot: Some(received), ..persist(vec![], 3, 20) },
+        persist(vec![entry(21, 3, "d")], 3, 20),
+    ];
+    for count in 1..=steps.len() {
+        let [together, apart] = ["together", "apart"].map(|name| dir.path().join(format!("{name}-{count}")));
+        founded(&together).persist(&steps[..count]).unwrap();
+        let mut store = founded(&apart);
+        for step in &steps[..count] {
+            store.persist(std::slice::from_ref(step)).unwrap();
+        }
+        drop(store);
+        assert_eq!(load(&together).loaded, load(&apart).loaded, "{count} writes");
+    }
+}
+
+/// As a kill between two steps would, and then writes of raft's between them.
+#[test]
+fn every_step_of_a_compaction_leaves_a_whole_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut store = founded(&path);
+    let count = 2 * STEP_KEYS as u64;
+    store.persist(&[persist((2..count).map(|index| entry(index, 1, "a")).collect(), 1, 1)]).unwrap();
+    let data = |fill: u8| Bytes::from(vec![fill; 3 * STEP_PARTS * parts::PART_BYTES]);
+    let snapshot =
+        |index, fill| Snapshot { index, term: 1, membership: Membership::sole_voter(1), data: data(fill) };
+    compact(&mut store, Compaction { snapshot: snapshot(5, 1), first_kept: 3 });
+    assert_eq!(snapshots_with_data(&store), [5].into());
+
+    let next = snapshot(count - 1, 2);
+    store.begin_compacting(Compaction { snapshot: next.clone(), first_kept: count - 2 });
+    let mut steps = 0;
+    loop {
+        let more = store.go_on_compacting().unwrap();
+        steps += 1;
+        store.db.flush().unwrap();
+        let copied = dir.path().join(format!("step-{steps}"));
+        copy(&path, &copied);
+        let mut again = Store::open(&copied).unwrap();
+        let loaded = again.load().unwrap().unwrap().loaded;
+        let stored = loaded.snapshot.unwrap();
+        assert!(stored == next || stored.index == 5);
+        let indices: Vec<_> = loaded.entries.iter().map(|entry| entry.index).collect();
+        assert!(indices.windows(2).all(|pair| pair[1] == pair[0] + 1));
+        assert!(indices[0] <= stored.index + 1 && indices.last() == Some(&(count + steps - 2)));
+        while again.go_on_compacting().unwrap() {}
+        assert_eq!(snapshots_with_data(&again), [stored.index].into(), "after step {steps}");
+        if !more {
+            break;
+        }
+        store.persist(&[persist(vec![entry(count + steps - 1, 1, "b")], 1, 1)]).unwrap();
+    }
+    assert!(steps > 6, "{steps}");
+    assert_eq!(snapshots_with_data(&store), [count - 1].into());
+    // One from the leader ends what was begun.
+    store.begin_compacting(Compaction { snapshot: snapshot(count, 3), first_kept: count });
+    assert!(store.go_on_compacting().unwrap());
+    let received = snapshot(9 * count, 4);
+    store.persist(&[Persist { snapshot: Some(received.clone()), ..persist(vec![], 2, 9 * count) }]).unwrap();
+    assert!(!store.go_on_compacting().unwrap());
+    store.begin_compacting(Compaction { snapshot: snapshot(count, 3), first_kept: count });
+    assert!(!store.go_on_compacting().unwrap(), "an older one is not begun");
+    assert_eq!(snapshots_with_data(&store), [9 * count].into());
+    drop(store);
+    assert_eq!(load(&path).loaded.snapshot, Some(received));
+}
+
+#[test]
 fn nothing_goes_into_files_that_are_never_synced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let mut store = founded(&path);
     for index in 2..80 {
         let command = vec![index as u8; COMMAND_BYTES_MAX];
-        store.persist(&persist(vec![entry(index, 1, command)], 1, index - 1)).unwrap();
+        store.persist(&[persist(vec![entry(index, 1, command)], 1, index - 1)]).unwrap();
     }
     let snapshot =
         Snapshot { index: 70, term: 1, membership: Membership::sole_voter(1), data: vec![3; 2 << 20].into() };
-    store.compact(&Compaction { snapshot, first_kept: 60 }).unwrap();
+    compact(&mut store, Compaction { snapshot, first_kept: 60 });
     drop(store);
     assert_eq!(load(&path).loaded.entries.len(), 20);
     let blobs = fs::read_dir(path.join("blobs")).map(|items| items.count()).unwrap_or_default();
@@ -198,7 +292,7 @@ fn a_lost_part_of_the_snapshot_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let store = founded(&path);
-    store.tree.remove(parts::long_key(SNAPSHOT_DATA, 0)).unwrap();
+    store.tree.remove(parts::long_key(SNAPSHOT_DATA, 1, 0)).unwrap();
     assert!(matches!(store.load(), Err(StoreError::Damaged { .. })));
     store.tree.remove(ORIGIN).unwrap();
     assert!(matches!(store.load(), Err(StoreError::Damaged { .. })));

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 
 use bytes::Bytes;
 use p2p_common::command::{Command, CommandBody, TokenId, TokenRecord, TokenRole};
 use p2p_common::member::RaftId;
 use p2p_common::shared::SharedSet;
 use p2p_common::{ClusterId, Epoch, RequestId, UnixMs};
-use p2p_server_raft::{MembershipChange, MessageKind, founding_write};
+use p2p_server_raft::{Compaction, MembershipChange, MessageKind, Persist, founding_write};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -44,6 +44,67 @@ impl Outbox for Sender {
     }
 }
 
+/// What becomes of the writes of a [`FaultyDisk`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    Hang,
+    Fail,
+}
+
+/// Tells a disk what to do from now on.
+#[derive(Clone)]
+struct Faults(Arc<(Mutex<Fault>, Condvar)>);
+
+impl Faults {
+    fn new() -> Self {
+        Faults(Arc::new((Mutex::new(Fault::None), Condvar::new())))
+    }
+
+    fn set(&self, fault: Fault) {
+        *self.0.0.lock().unwrap() = fault;
+        self.0.1.notify_all();
+    }
+}
+
+/// A store on a disk that may hang or fail.
+struct FaultyDisk {
+    store: Store,
+    faults: Faults,
+}
+
+impl FaultyDisk {
+    fn pass(&self) -> Result<(), StoreError> {
+        let (fault, changed) = &*self.faults.0;
+        let fault = changed.wait_while(fault.lock().unwrap(), |fault| *fault == Fault::Hang).unwrap();
+        match *fault {
+            Fault::Fail => Err(StoreError::Write("no space left".to_owned())),
+            Fault::None | Fault::Hang => Ok(()),
+        }
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn persist(&mut self, writes: &[Persist]) -> Result<(), StoreError> {
+        self.pass()?;
+        self.store.persist(writes)
+    }
+
+    fn raise_commit(&mut self, commit: u64) -> Result<(), StoreError> {
+        self.pass()?;
+        self.store.raise_commit(commit)
+    }
+
+    fn begin_compacting(&mut self, compaction: Compaction) {
+        self.store.begin_compacting(compaction);
+    }
+
+    fn go_on_compacting(&mut self) -> Result<bool, StoreError> {
+        self.pass()?;
+        self.store.go_on_compacting()
+    }
+}
+
 fn cluster_state() -> ClusterState {
     ClusterState::new(ClusterId::new(Uuid::from_u128(1)), Epoch(0), vec![vec![1]])
 }
@@ -57,6 +118,7 @@ struct Node {
     raft_id: RaftId,
     mailbox: Mailbox,
     driver: Driver,
+    disk: Faults,
 }
 
 impl World {
@@ -87,11 +149,11 @@ impl World {
     fn start(&self, raft_id: RaftId) -> Node {
         let store = Store::open(&self.path(raft_id)).unwrap();
         let stored = store.load().unwrap().unwrap();
-        let mailbox = Mailbox::new();
+        let (mailbox, disk) = (Mailbox::new(), Faults::new());
         self.network.0.lock().unwrap().insert(raft_id, mailbox.clone());
         let driver = spawn_driver(DriverParams {
             config: RaftConfig { snapshot_every_entries: 40, keep_entries: 5, ..RaftConfig::new(raft_id, 7) },
-            store,
+            store: FaultyDisk { store, faults: disk.clone() },
             stored,
             state: cluster_state(),
             mailbox: mailbox.clone(),
@@ -99,7 +161,7 @@ impl World {
             logger: Logger::root(slog::Discard, slog::o!()),
         })
         .unwrap();
-        Node { raft_id, mailbox, driver }
+        Node { raft_id, mailbox, driver, disk }
     }
 
     /// Ends the thread; nobody is told.
@@ -119,10 +181,15 @@ impl Node {
     }
 
     async fn propose(&self, n: u64) -> Result<(u64, Outcome), ProposalFailure> {
+        self.offer(n).await.unwrap()
+    }
+
+    /// Proposes without waiting for the answer.
+    fn offer(&self, n: u64) -> oneshot::Receiver<Result<(u64, Outcome), ProposalFailure>> {
         let (reply, answer) = oneshot::channel();
         let command = Bytes::from(convert::encode_command(&token(n)));
         self.mailbox.request(Request::Propose { command, reply }).unwrap();
-        answer.await.unwrap()
+        answer
     }
 
     async fn change(&self, change: MembershipChange) {
@@ -270,4 +337,85 @@ async fn a_store_that_lost_what_it_acknowledged_ends_the_thread() {
     let end = tokio::time::timeout(PATIENCE, second.driver.end).await.unwrap().unwrap();
     assert!(matches!(end, DriverEnd::LogLost(_)), "{end}");
     world.kill(first).await;
+}
+
+/// Three voters; the first leads.
+async fn three(world: &World) -> [Node; 3] {
+    let first = world.found();
+    first.until("leading", |view| view.leads()).await;
+    let others = [world.join(2), world.join(3)];
+    for raft_id in [2, 3] {
+        first.change(MembershipChange::AddLearner(raft_id)).await;
+    }
+    let voters = BTreeSet::from([1, 2, 3]);
+    first.change(MembershipChange::SetVoters(voters.clone())).await;
+    let [second, third] = others;
+    for node in [&first, &second, &third] {
+        node.until("three voters", |v| v.membership.voters == voters && !v.membership.is_joint()).await;
+    }
+    [first, second, third]
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_holds_up_neither_heartbeats_nor_reads() {
+    let world = World::new();
+    let nodes = three(&world).await;
+    let [first, second, _] = &nodes;
+    first.propose(0).await.unwrap();
+
+    // The others are a quorum: what the leader cannot write yet is committed, read and applied there.
+    first.disk.set(Fault::Hang);
+    let answers: Vec<_> = (1..4).map(|n| first.offer(n)).collect();
+    second.until("what the leader has not stored", |view| has(view, 3)).await;
+    assert!(second.read().await.is_ok());
+    assert!(!has(&first.driver.view.borrow(), 1), "it applies what it has stored");
+    first.disk.set(Fault::None);
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().unwrap().1, Outcome::Done);
+    }
+
+    // A follower whose disk hangs takes nothing as stored, and still confirms the leader.
+    let leader = nodes.iter().find(|node| node.driver.view.borrow().leads()).expect("it has just answered");
+    let followers: Vec<_> = nodes.iter().filter(|node| node.raft_id != leader.raft_id).collect();
+    world.network.0.lock().unwrap().remove(&followers[1].raft_id);
+    followers[0].disk.set(Fault::Hang);
+    let answer = leader.offer(4);
+    for _ in 0..20 {
+        assert!(leader.read().await.is_ok());
+        tokio::time::sleep(Duration::from_millis(TICK_MS)).await;
+    }
+    assert!(!has(&leader.driver.view.borrow(), 4), "one of three disks is no quorum");
+    followers[0].disk.set(Fault::None);
+    assert_eq!(answer.await.unwrap().unwrap().1, Outcome::Done);
+    world.network.0.lock().unwrap().insert(followers[1].raft_id, followers[1].mailbox.clone());
+
+    // For ever is too long: others lead, and the old leader follows when its disk is back.
+    leader.disk.set(Fault::Hang);
+    let asked = leader.offer(5);
+    let old = leader.raft_id;
+    followers[0].until("another leader", |view| view.status.leader.is_some_and(|id| id != old)).await;
+    leader.disk.set(Fault::None);
+    // It may have become known here, or be left unknown.
+    assert!(matches!(asked.await.unwrap(), Ok(_) | Err(ProposalFailure::OutcomeUnknown)));
+    leader.until("the new leader", |view| view.status.leader.is_some_and(|id| id != old)).await;
+    for node in nodes {
+        world.kill(node).await;
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_ends_the_thread_and_nothing_is_acknowledged() {
+    let world = World::new();
+    let node = world.found();
+    node.until("leading", |view| view.leads()).await;
+    node.propose(0).await.unwrap();
+    node.disk.set(Fault::Fail);
+    let answer = node.offer(1);
+    let end = tokio::time::timeout(PATIENCE, node.driver.end).await.unwrap().unwrap();
+    assert!(matches!(end, DriverEnd::Store(StoreError::Write(_))), "{end}");
+    assert!(answer.await.is_err(), "whoever waited learns that nobody will answer");
+    let again = world.start(1);
+    let view = again.until("leading again", |view| view.leads()).await;
+    assert!(has(&view, 0) && !has(&view, 1));
+    world.kill(again).await;
 }
