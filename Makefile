@@ -48,7 +48,7 @@ target/interop/installed: tests/interop/requirements.txt
 	touch $@
 
 sim: ## Simulate 100,000 clusters full of faults on all cores (SIM_SEEDS=N): every promise holds in each
-	SIM_SEEDS=$(or $(SIM_SEEDS),100000) cargo test --release -p p2p-server-raft --test simulation no_fault -- --nocapture
+	SIM_SEEDS=$(or $(SIM_SEEDS),100000) cargo test --release -p p2p-server-raft --test simulation --test clusters promise -- --nocapture
 
 kill-rounds: ## Kill 1,000 Servers of clusters of 3 and 5 under writes (KILLS=N, KILL_SERVERS=3,5): no acknowledged write may be lost
 	cargo run -p p2p-tests --bin kill_rounds

@@ -10,6 +10,7 @@ mod disk;
 mod network;
 mod oracle;
 mod seeds;
+mod servers;
 mod shell;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use p2p_common::cluster_state::ClusterState;
+use p2p_common::command::{CommandBody, Outcome};
 use p2p_common::member::RaftId;
 use p2p_common::{ClusterId, Epoch};
 use p2p_server_raft::{
@@ -30,7 +32,8 @@ use uuid::Uuid;
 use disk::{Disk, Write};
 pub use network::{Network, Weather};
 pub use oracle::{Attempt, Oracle};
-pub use seeds::run_seeds;
+pub use seeds::{assert_caught, run_seeds};
+pub use servers::{Name, Servers};
 
 /// A mistake of the shell, planted to see that the oracle finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub enum Planted {
     SnapshotLacksReceiver,
     /// Nobody says that a snapshot did not arrive.
     UnreportedFailedSnapshot,
+    /// A provisional Master is shown as a real one.
+    StandInUnflagged,
 }
 
 /// How often things go wrong by themselves.
@@ -93,6 +98,8 @@ enum Waiting {
 pub struct World {
     pub rng: SmallRng,
     pub now_ms: u64,
+    /// How much time goes by at once.
+    pub step_ms: u64,
     pub network: Network,
     pub oracle: Oracle,
     pub faults: Faults,
@@ -108,6 +115,10 @@ pub struct World {
     tokens: BTreeMap<ProposalToken, Waiting>,
     next_token: u64,
     next_request: u64,
+    /// What requests ask for, if not just a token.
+    bodies: BTreeMap<u64, CommandBody>,
+    /// What became of those.
+    pub outcomes: BTreeMap<u64, Outcome>,
     /// Requests whose outcome is unknown, with the number of the next try.
     pub retries: Vec<Attempt>,
     pub change_failures: Vec<ProposalFailure>,
@@ -124,6 +135,7 @@ impl World {
         World {
             rng: SmallRng::seed_from_u64(seed),
             now_ms: 0,
+            step_ms: 5,
             network: Network::new(weather),
             oracle: Oracle::default(),
             faults,
@@ -137,6 +149,8 @@ impl World {
             tokens: BTreeMap::new(),
             next_token: 0,
             next_request: 0,
+            bodies: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
             retries: Vec::new(),
             change_failures: Vec::new(),
             finished_reads: Vec::new(),
@@ -156,8 +170,12 @@ impl World {
     /// A cluster of one.
     pub fn bootstrap(&mut self, id: RaftId) {
         let cluster_id = ClusterId::new(Uuid::from_u128(1));
-        let state = Arc::new(ClusterState::new(cluster_id, Epoch(0), Vec::new()));
-        let data = self.encode(state);
+        self.found(id, ClusterState::new(cluster_id, Epoch(0), Vec::new()));
+    }
+
+    /// A cluster of one that begins with `state`.
+    pub fn found(&mut self, id: RaftId, state: ClusterState) {
+        let data = self.encode(Arc::new(state));
         let mut disk = self.new_disk();
         disk.write(Write::Raft(founding_write(id, data)));
         disk.sync();
@@ -213,8 +231,13 @@ impl World {
         }
     }
 
+    /// A node is no more, nor is its disk.
+    pub fn destroy(&mut self, id: RaftId) {
+        self.nodes.remove(&id);
+    }
+
     pub fn is_running(&self, id: RaftId) -> bool {
-        self.nodes[&id].running.is_some()
+        self.nodes.get(&id).is_some_and(|node| node.running.is_some())
     }
 
     /// Whether it runs and never was a member.
@@ -235,7 +258,7 @@ impl World {
     }
 
     pub fn status(&self, id: RaftId) -> Option<Status> {
-        self.nodes[&id].running.as_ref().map(|running| running.core.status())
+        self.nodes.get(&id)?.running.as_ref().map(|running| running.core.status())
     }
 
     pub fn state(&self, id: RaftId) -> &Arc<ClusterState> {
@@ -269,6 +292,15 @@ impl World {
             .collect();
         self.attempt(id, &attempts);
         attempts.iter().map(|attempt| attempt.request).collect()
+    }
+
+    /// Proposes a new request for `body`, whose outcome will be in `outcomes`.
+    pub fn propose_body(&mut self, id: RaftId, body: CommandBody) -> u64 {
+        self.next_request += 1;
+        let request = self.next_request;
+        self.bodies.insert(request, body);
+        self.attempt(id, &[Attempt { request, number: 0 }]);
+        request
     }
 
     pub fn attempt(&mut self, id: RaftId, attempts: &[Attempt]) {
@@ -313,9 +345,9 @@ impl World {
         token
     }
 
-    /// Five milliseconds go by.
+    /// A few milliseconds go by.
     pub fn step(&mut self) {
-        self.now_ms += 5;
+        self.now_ms += self.step_ms;
         while let Some(message) = self.network.due(self.now_ms) {
             self.deliver(&message);
         }
@@ -395,10 +427,10 @@ impl World {
 
     /// The next write that is done; sometimes one sync was enough for several.
     fn take_written(&mut self, id: RaftId) -> Option<u64> {
-        let (now_ms, shared) = (self.now_ms, self.rng.random_bool(0.5));
+        let now_ms = self.now_ms;
         let writing = &mut self.nodes.get_mut(&id)?.running.as_mut()?.writing;
         let done = writing.iter().take_while(|(_, due_ms)| *due_ms <= now_ms).count();
-        let taken = if shared { done } else { done.min(1) };
+        let taken = if done > 1 && self.rng.random_bool(0.5) { done } else { done.min(1) };
         writing.drain(..taken).next_back().map(|(number, _)| number)
     }
 
@@ -412,11 +444,16 @@ impl World {
         ClusterState::clone(&self.snapshots[number as usize])
     }
 
-    /// After the last fault: everyone returns, agrees, and has all that was acknowledged.
-    pub fn check_recovery(&mut self) {
+    /// Nothing goes wrong by itself from now on.
+    pub fn calm_down(&mut self) {
         self.network.heal();
         self.network.weather = Weather::CALM;
         self.faults = Faults { write_state: self.faults.write_state, ..Faults::NONE };
+    }
+
+    /// After the last fault: everyone returns, agrees, and has all that was acknowledged.
+    pub fn check_recovery(&mut self) {
+        self.calm_down();
         for id in self.ids() {
             if !self.is_running(id) {
                 self.start(id);
@@ -443,7 +480,7 @@ impl World {
         assert!(self.run_until(5_000, |world| world.oracle.reads > reads), "no read gets through");
     }
 
-    fn write_gets_through(&mut self) -> bool {
+    pub fn write_gets_through(&mut self) -> bool {
         let before = self.oracle.acknowledged_max();
         for _ in 0..40 {
             if let Some(leader) = self.leader() {

@@ -75,6 +75,11 @@ impl Network {
         self.blocked.extend(from.iter().flat_map(|a| to.iter().map(|b| (*a, *b))));
     }
 
+    /// Whether a connection between these two would hold.
+    pub fn connects(&self, a: RaftId, b: RaftId) -> bool {
+        !self.blocked.contains(&(a, b)) && !self.blocked.contains(&(b, a))
+    }
+
     pub fn heal(&mut self) {
         self.blocked.clear();
     }

@@ -78,6 +78,22 @@ pub fn run_seeds<const N: usize>(
     total
 }
 
+/// Tries worlds with a planted mistake until it shows as one of `symptoms`.
+///
+/// # Panics
+/// When it does not, or as something else.
+pub fn assert_caught(symptoms: &[&str], world: impl Fn(u64)) {
+    for seed in 0..400 {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(|| world(seed))) else { continue };
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).expect("panics have a text");
+        assert!(symptoms.iter().any(|symptom| text.contains(symptom)), "caught by something else: {text}");
+        println!("caught in world {seed}");
+        return;
+    }
+    panic!("not caught within 400 worlds");
+}
+
 fn per_second(worlds: u64, begun: Instant) -> u64 {
     (worlds as f64 / begun.elapsed().as_secs_f64()) as u64
 }

@@ -141,11 +141,17 @@ impl World {
             match committed.kind {
                 CommittedKind::Normal(data) => {
                     let attempt = Attempt::decode(&data);
-                    let outcome = running.fsm.apply(&command(attempt.request));
+                    let body = self.bodies.get(&attempt.request);
+                    let special = body.is_some();
+                    let outcome = running.fsm.apply(&command(attempt.request, body));
                     self.oracle.on_outcome(id, committed.index, &outcome);
                     if let Some(Waiting::Request(waiting)) = waiting {
                         assert_eq!(waiting, attempt, "a waiter got another one's entry");
-                        self.oracle.on_acknowledged(attempt, committed.index, &outcome);
+                        if special {
+                            self.outcomes.insert(attempt.request, outcome);
+                        } else {
+                            self.oracle.on_acknowledged(attempt, committed.index, &outcome);
+                        }
                     }
                 }
                 CommittedKind::Membership { membership, .. } => {
@@ -182,10 +188,9 @@ impl World {
     }
 }
 
-fn command(request: u64) -> Command {
-    Command {
-        request_id: RequestId::new(Uuid::from_u128(u128::from(request))),
-        body: CommandBody::CreateToken(TokenRecord {
+fn command(request: u64, body: Option<&CommandBody>) -> Command {
+    let token = || {
+        CommandBody::CreateToken(TokenRecord {
             id: TokenId(request),
             role: TokenRole::Reader,
             secret_hash: [0; 32],
@@ -194,6 +199,10 @@ fn command(request: u64) -> Command {
             uses_left: 0,
             bound_id: None,
             used_by: SharedSet::new(),
-        }),
+        })
+    };
+    Command {
+        request_id: RequestId::new(Uuid::from_u128(u128::from(request))),
+        body: body.cloned().unwrap_or_else(token),
     }
 }
