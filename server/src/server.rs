@@ -47,6 +47,8 @@ use crate::raft::{DriverEnd, DriverParams, Mailbox, Proposer, spawn_driver};
 use crate::recovery::advice;
 use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, RemotesParams, TransportMetrics};
 
+/// What is under way when a stop begins has so long: a few round trips, or the election of the next leader.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// A stop that takes longer leaves the rest to the kernel.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Of that, at most this for handing the leadership over.
@@ -270,6 +272,8 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     }
     ready_tx.send_replace(Readiness::NotReady(vec!["stopping".to_owned()]));
     hand_over(&proposer, &log).await;
+    // Whoever waits for an answer gets it while raft can still give one.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, proposer.drain()).await;
     stop.cancel();
     if tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await.is_err() {
         warn!(log, "stopped with work under way"; "tasks" => tasks.len());

@@ -16,6 +16,8 @@ use rand::rngs::StdRng;
 const SERVICE: &str = "echo.example";
 /// A stop in order takes less.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Requests under way get their answers meanwhile, so that none waits longer.
+const STOPPED: Duration = Duration::from_millis(1500);
 /// Between two writes of all clients together there is never so much: a lost leader alone would cost as much as
 /// the time-out of an election, and a machine that is busy makes it more.
 const PAUSE: Duration = Duration::from_secs(3);
@@ -103,6 +105,7 @@ fn roll(cluster: &mut Cluster, backend: &Backend) -> anyhow::Result<()> {
             let status = cluster.servers[server].process_mut()?.terminate(STOP_WITHIN)?;
             let stopped = asked.elapsed();
             ensure!(status.success(), "{} ended with {status}", cluster.servers[server].name());
+            ensure!(stopped < STOPPED, "{} took {stopped:?} to stop", cluster.servers[server].name());
             cluster.servers[server].start(Start::Again)?;
             cluster.wait_agreed(PATIENCE)?;
             let (gap, wait) = pauses(&clients.recorder().operations(known));

@@ -17,6 +17,8 @@ use p2p_server_raft::{
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::mailbox::{Mailbox, MailboxFull, Request};
 use super::view::View;
@@ -114,6 +116,8 @@ pub struct Proposer {
     view: watch::Receiver<Arc<View>>,
     master: watch::Receiver<Option<MasterTitle>>,
     remotes: Remotes,
+    /// Proposals and reads of this process; closed when it takes no more.
+    under_way: TaskTracker,
 }
 
 impl Proposer {
@@ -124,7 +128,7 @@ impl Proposer {
         master: watch::Receiver<Option<MasterTitle>>,
         remotes: Remotes,
     ) -> Self {
-        Proposer { mailbox, view, master, remotes }
+        Proposer { mailbox, view, master, remotes, under_way: TaskTracker::new() }
     }
 
     /// The newest view.
@@ -147,11 +151,24 @@ impl Proposer {
         self.master.borrow().clone()
     }
 
+    /// Takes no proposal and no read of this process from now on, and returns when those under way have come to
+    /// their end: for as long, raft and its transport must live.
+    pub async fn drain(&self) {
+        self.under_way.close();
+        self.under_way.wait().await;
+    }
+
+    fn begin(&self) -> Result<TaskTrackerToken, ProposeError> {
+        let token = self.under_way.token();
+        if self.under_way.is_closed() { Err(ProposeError::Stopping) } else { Ok(token) }
+    }
+
     /// Runs a command through raft, whoever leads, and returns when it is applied here as well.
     ///
     /// # Errors
     /// When there is no leader, or what became of it is not known.
     pub async fn propose(&self, command: Command) -> Result<(u64, Outcome), ProposeError> {
+        let _under_way = self.begin()?;
         let command = Bytes::from(convert::encode_command(&command));
         if command.len() > COMMAND_BYTES_MAX {
             return Err(ProposeError::Refused(format!("the request has {} bytes, too many", command.len())));
@@ -222,6 +239,7 @@ impl Proposer {
     /// # Errors
     /// When no leader confirms it in time.
     pub async fn read_barrier(&self) -> Result<u64, ProposeError> {
+        let _under_way = self.begin()?;
         let (reply, answer) = oneshot::channel();
         self.mailbox.request(Request::Read { reply })?;
         Ok(answer.await.map_err(|_| ProposeError::Stopping)??)
