@@ -126,6 +126,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         log: log.new(o!("room" => "transport")),
     });
     let raft_config = RaftConfig::new(stored.origin.raft_id, rand::random());
+    let former = stored.origin.former.clone();
     let driver = spawn_driver(DriverParams {
         config: raft_config.clone(),
         store,
@@ -149,6 +150,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
 
     let tasks = TaskTracker::new();
     tasks.spawn(remotes.clone().follow(driver.view.clone()));
+    tasks.spawn(remotes.clone().knock(former, driver.view.clone(), stop.clone()));
     tasks.spawn(group::tend(
         proposer.clone(),
         raft_config,

@@ -15,6 +15,7 @@
 
 mod alarms;
 pub(crate) mod handshake;
+mod knock;
 mod metrics;
 mod reach;
 mod remote;
