@@ -23,6 +23,8 @@ pub struct Member {
     pub name: String,
     /// Where it listens.
     pub addresses: Vec<String>,
+    /// Its number inside raft.
+    pub raft_id: u64,
     /// `voter` or `learner`.
     pub role: String,
     /// As the asked Server sees it.
