@@ -54,6 +54,8 @@ codes! {
     NotLeader = 9, "not_leader";
     /// Somebody changed it meanwhile: read again, then decide.
     Conflict = 10, "conflict";
+    /// A change of the servers would leave too few that can vote, or nobody that can lead.
+    QuorumLost = 11, "quorum_lost";
     /// The two nodes share no wire version.
     VersionMismatch = 20, "version_mismatch";
     /// The other node belongs to another cluster.

@@ -64,6 +64,7 @@ fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::WrongEpoch
         | ErrorCode::WrongRecipient
         | ErrorCode::SplitHistory
+        | ErrorCode::QuorumLost
         | ErrorCode::RemovedMember => Code::FailedPrecondition,
         ErrorCode::IdTaken => Code::AlreadyExists,
         ErrorCode::Replaced | ErrorCode::AlreadyRuns | ErrorCode::Conflict => Code::Aborted,

@@ -47,10 +47,11 @@ pub use gate::GateLayer;
 pub use peering::PeeringApi;
 pub use raft::RaftApi;
 
+use crate::group::Group;
 use crate::hub_task::HubHandle;
 use crate::metrics::Metrics;
 use crate::raft::{ProposeError, Proposer, View};
-use crate::transport::{Connected, Myself};
+use crate::transport::{Myself, Reach};
 
 /// Calls and streams at a time on one connection: a Peer needs two; a Server runs the proposals of its clients at the
 /// leader over one. Further ones wait at the caller.
@@ -84,8 +85,10 @@ pub struct ApiContext {
     pub name: String,
     /// The way to raft, and what it publishes.
     pub proposer: Proposer,
-    /// Which other Servers are connected.
-    pub connected: Connected,
+    /// Which other Servers are connected, and since when they run.
+    pub reach: watch::Receiver<Arc<Reach>>,
+    /// The care for the raft group.
+    pub group: Group,
     /// The sessions of Peers.
     pub hub: HubHandle,
     /// The CA with its key; none until it is handed over.

@@ -5,6 +5,7 @@
 //! an operator token there, or any other by address, CA file and token.
 
 mod client;
+mod members;
 mod recovery;
 mod settings;
 mod show;
@@ -48,7 +49,13 @@ enum Verb {
     /// Run a Server: bootstrap a cluster, join one, or come back to it
     Run(Box<RunArgs>),
     /// List the Servers of the cluster
-    Members(MembersArgs),
+    Members(members::MembersArgs),
+    /// Make another Server the Master
+    Transfer(members::TransferArgs),
+    /// Take a Server out of the cluster, also one that is dead
+    Remove(members::RemoveArgs),
+    /// Take the asked Server itself out of the cluster; its process stops
+    Leave(ClientArgs),
     /// Show the Master, or follow its changes
     Master(MasterArgs),
     /// List the Peers online at one Server
@@ -84,15 +91,6 @@ struct RunArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     flags: RawConfig,
-}
-
-#[derive(Debug, Args)]
-struct MembersArgs {
-    #[command(flatten)]
-    client: ClientArgs,
-    /// Answer from the asked Server's own state, without asking the leader
-    #[arg(long)]
-    stale: bool,
 }
 
 #[derive(Debug, Args)]
@@ -166,7 +164,10 @@ fn ask(verb: Verb) -> Result<(), Exit> {
             Verb::Run(_) | Verb::Restore(_) | Verb::Rejoin(_) | Verb::ForceNewCluster(_) => {
                 Err(Exit::failed("this asks no Server"))
             }
-            Verb::Members(args) => show::members(&args.client, args.stale).await,
+            Verb::Members(args) => members::list(&args).await,
+            Verb::Transfer(args) => members::transfer(&args).await,
+            Verb::Remove(args) => members::remove(&args).await,
+            Verb::Leave(args) => members::leave(&args).await,
             Verb::Master(args) if args.watch => show::watch_master(&args.client).await,
             Verb::Master(args) => show::master(&args.client).await,
             Verb::Peers(args) => show::peers(&args).await,
@@ -197,6 +198,9 @@ mod tests {
             "p2p-server members --data d --json",
             "p2p-server members --server h:1 --ca ca.pem --token t --stale",
             "p2p-server master --data d --watch",
+            "p2p-server transfer --data d --to s2",
+            "p2p-server remove s3 --data d",
+            "p2p-server leave --data d",
             "p2p-server token create --role server --uses 2 --ttl 1h --data d",
             "p2p-server token create --role peer --data d --out /run/p2p/join.token --keep",
             "p2p-server settings list --data d --stale",

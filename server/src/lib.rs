@@ -7,6 +7,7 @@ pub mod config;
 mod group;
 mod http;
 mod hub_task;
+mod master_task;
 mod metrics;
 pub mod raft;
 pub mod recovery;

@@ -5,7 +5,7 @@
 //! api ──propose, read──► Proposer ──► Mailbox ──► driver thread ──► storage thread ──► Store (sled + fdatasync)
 //! transport ──messages──────────────►    ▲            │  └────────► Outbox (transport)
 //!                                        └─persisted──┼─────────────────┘
-//!                                                     └──publishes─► View, Master
+//!                                                     └──publishes─► View
 //! ```
 //!
 //! The thread alone owns the raft core and the state machine, the storage thread the store; nobody waits for them

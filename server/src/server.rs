@@ -6,6 +6,7 @@
 //!
 //! Ports are bound first: a port in use is found before anything is founded or joined.
 
+mod stop;
 mod upkeep;
 
 use std::net::SocketAddr;
@@ -39,9 +40,10 @@ use crate::admission::{Admitted, Applicant, admit};
 use crate::api::{self, ApiContext, PeeringApi, RaftApi};
 use crate::cli::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
 use crate::config::ServerConfig;
-use crate::group;
+use crate::group::Group;
 use crate::http::discovery;
 use crate::hub_task::{HubParams, spawn_hub};
+use crate::master_task::MasterTask;
 use crate::metrics::Metrics;
 use crate::raft::{DriverEnd, DriverParams, Mailbox, Proposer, spawn_driver};
 use crate::recovery::advice;
@@ -51,8 +53,8 @@ use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, RemotesParams, Transpor
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// A stop that takes longer leaves the rest to the kernel.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Of that, at most this for handing the leadership over.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between the first refusal of a Server that left and the answer to its leave: a round trip.
+const LEAVE_HEARD: Duration = Duration::from_millis(500);
 
 /// The bound ports.
 struct Ports {
@@ -137,8 +139,10 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         logger: log.new(o!("room" => "raft")),
     })
     .map_err(|refused| Exit::needs_operator(format!("{refused}. {}", advice(&config.data))))?;
-    let proposer =
-        Proposer::new(mailbox.clone(), driver.view.clone(), driver.master.clone(), remotes.clone());
+    let (title_tx, title) = watch::channel(None);
+    let proposer = Proposer::new(mailbox.clone(), driver.view.clone(), title, remotes.clone());
+    let group =
+        Group::new(proposer.clone(), remotes.clone(), raft_config, clock, log.new(o!("room" => "group")));
 
     let operator = leave_access(&dir, &identity, listen)?;
     let (ca_tx, ca_rx) = watch::channel(ca);
@@ -151,13 +155,16 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     let tasks = TaskTracker::new();
     tasks.spawn(remotes.clone().follow(driver.view.clone()));
     tasks.spawn(remotes.clone().knock(former, driver.view.clone(), stop.clone()));
-    tasks.spawn(group::tend(
-        proposer.clone(),
-        raft_config,
+    tasks.spawn(group.clone().tend(stop.clone()));
+    let master = MasterTask {
+        view: driver.view.clone(),
+        reach: remotes.reach(),
+        title: title_tx,
         clock,
-        stop.clone(),
-        log.new(o!("room" => "group")),
-    ));
+        stop: stop.clone(),
+        log: log.new(o!("room" => "master")),
+    };
+    tasks.spawn(master.run());
     let record = upkeep::Record {
         id: identity.id(),
         name: identity.name().to_owned(),
@@ -185,7 +192,8 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         myself: myself.clone(),
         name: identity.name().to_owned(),
         proposer: proposer.clone(),
-        connected: remotes.connected(),
+        reach: remotes.reach(),
+        group: group.clone(),
         hub,
         ca: ca_rx.clone(),
         local_operator: operator.secret_hash(),
@@ -194,7 +202,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop: stop.clone(),
         log: log.new(o!("room" => "api")),
     };
-    let peering = PeeringApi::new(myself, proposer.clone(), ca_rx.clone(), log.clone());
+    let peering = PeeringApi::new(myself, proposer.clone(), group.clone(), ca_rx.clone(), log.clone());
     let raft = RaftApi::new(
         remotes.clone(),
         driver.view.clone(),
@@ -228,8 +236,12 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         log.new(o!("room" => "registry")),
     ));
     let mut alarms = remotes.alarms().watch();
-    let ca_key =
-        upkeep::CaKey { dir: Arc::clone(&dir), proposer: proposer.clone(), remotes, log: log.clone() };
+    let ca_key = upkeep::CaKey {
+        dir: Arc::clone(&dir),
+        proposer: proposer.clone(),
+        remotes: remotes.clone(),
+        log: log.clone(),
+    };
     tasks.spawn(ca_key.fetch(ca_tx, stop.clone()));
     tasks.close();
     info!(log, "serving"; "api" => %listen, "ops" => %config.ops, "registry" => %config.registry);
@@ -237,13 +249,16 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         print_join_commands(&config, listen);
     }
 
-    let (mut end, mut must_stop) = (driver.end, None);
+    let (mut end, mut must_stop, mut has_left) = (driver.end, None, false);
     let ended = tokio::select! {
         ended = &mut end => Some(ended),
         Ok(alarm) = alarms.wait_for(|alarm| alarm.must_stop.is_some()) => {
             // From here on no vote and no write: raft ends before anything else.
             mailbox.stop();
             let why = alarm.must_stop.as_ref().map(ToString::to_string).unwrap_or_default();
+            drop(alarm);
+            // One that leaves may hear it from others before it hears that its own request is done.
+            has_left = tokio::time::timeout(LEAVE_HEARD, group.left()).await.is_ok();
             let data = config.data.display();
             must_stop = Some(Exit::needs_operator(format!(
                 "{why}. This server neither votes nor writes any more. To bring it back, type `p2p-server rejoin \
@@ -253,8 +268,12 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
             None
         }
         () = shutdown.requested() => None,
+        () = group.left() => {
+            has_left = true;
+            None
+        }
     };
-    if let Some(exit) = must_stop {
+    if let Some(exit) = must_stop.filter(|_| !has_left) {
         let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
         stop.cancel();
         let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
@@ -273,7 +292,14 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         });
     }
     ready_tx.send_replace(Readiness::NotReady(vec!["stopping".to_owned()]));
-    hand_over(&proposer, &log).await;
+    if has_left {
+        println!(
+            "{} has left its cluster. Its data directory is of no more use: to join again, start with an empty one",
+            identity.name()
+        );
+    } else {
+        stop::HandOver { group, proposer: proposer.clone(), remotes, log: log.clone() }.run().await;
+    }
     // Whoever waits for an answer gets it while raft can still give one.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, proposer.drain()).await;
     stop.cancel();
@@ -355,23 +381,4 @@ fn print_join_commands(config: &ServerConfig, listen: SocketAddr) {
          p2p-peer run --data DIR --servers {address} --token \"$(p2p-server token create --data {data} --role peer)\" \
          --service NAME=HOST:PORT"
     );
-}
-
-/// Hands the leadership to another voter, so that nobody has to notice that this one is gone.
-async fn hand_over(proposer: &Proposer, log: &Logger) {
-    let view = proposer.view();
-    if !view.leads() {
-        return;
-    }
-    let Ok(progress) = proposer.progress().await else { return };
-    let fit =
-        progress.iter().filter(|p| view.membership.voters.contains(&p.raft_id) && p.silent_ticks < Some(10));
-    let Some(best) = fit.max_by_key(|p| p.matched) else { return };
-    if proposer.transfer(best.raft_id).await.is_err() {
-        return;
-    }
-    let mut views = proposer.watch_view();
-    let gone = views.wait_for(|view| view.status.leader.is_some_and(|leader| leader != view.raft_id));
-    let done = tokio::time::timeout(HAND_OVER_TIMEOUT, gone).await.is_ok();
-    info!(log, "leadership handed over"; "to" => best.raft_id, "done" => done);
 }

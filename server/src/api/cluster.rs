@@ -3,12 +3,13 @@
 //! Everything is read from what others publish. Only [`list_members`](Cluster::list_members) and
 //! [`list_settings`](Cluster::list_settings) ask the leader first, unless a stale answer is asked for (SPEC C7).
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt, stream};
-use p2p_common::ErrorCode;
 use p2p_common::setting::SettingName;
+use p2p_common::{ErrorCode, Now};
 use p2p_proto::status::refuse;
 use p2p_proto::v1::cluster_server::Cluster;
 use p2p_proto::{convert, v1};
@@ -81,17 +82,30 @@ impl Cluster for ClusterApi {
         if !stale {
             self.context.read_barrier().await?;
         }
+        // Its answer is part of what only the leader knows.
+        let behind = if stale { BTreeMap::new() } else { self.context.group.behind().await };
         let view = self.context.proposer.view();
-        let connected = Arc::clone(&self.context.connected.borrow());
-        let status = |member: &p2p_common::member::Member| v1::MemberStatus {
-            member: Some(convert::member_to(member)),
-            role: convert::member_role_to(view.role_of(member.raft_id)).into(),
-            connected: member.raft_id == view.raft_id || connected.contains(&member.raft_id),
+        let reach = Arc::clone(&self.context.reach.borrow());
+        let now = self.context.clock.now();
+        let status = |member: &p2p_common::member::Member| {
+            let me = member.raft_id == view.raft_id;
+            let reached = reach.of.get(&member.raft_id).map(|reached| reached.started);
+            let started = if me { Some(Now::ZERO) } else { reached };
+            let leads = view.status.leader == Some(member.raft_id);
+            v1::MemberStatus {
+                member: Some(convert::member_to(member)),
+                role: convert::member_role_to(view.role_of(member.raft_id)).into(),
+                connected: started.is_some(),
+                uptime_ms: started
+                    .map(|started| u64::try_from(now.since(started).as_millis()).unwrap_or(u64::MAX)),
+                behind: if leads { Some(0) } else { behind.get(&member.raft_id).copied() },
+            }
         };
         Ok(Response::new(v1::ListMembersReply {
             version: view.state.members_version,
             stale,
             members: view.state.members.values().map(status).collect(),
+            master: self.context.proposer.master().as_ref().map(convert::master_to),
         }))
     }
 

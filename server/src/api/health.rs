@@ -19,7 +19,7 @@ pub(super) fn spawn(
     let (reporter, service) = health_reporter();
     tokio::spawn(async move {
         loop {
-            let known = master.borrow_and_update().is_some();
+            let known = master.borrow_and_update().as_ref().is_some_and(|master| !master.provisional);
             let status = if known { ServingStatus::Serving } else { ServingStatus::NotServing };
             reporter.set_service_status(WHOLE, status).await;
             tokio::select! {

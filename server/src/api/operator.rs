@@ -1,4 +1,5 @@
-//! Changes by operators: tokens are created, listed and revoked, settings changed, the whole state backed up.
+//! Changes by operators: tokens are created, listed and revoked, settings changed, Servers removed, the Master chosen, the
+//! whole state backed up.
 //!
 //! The client mints a token's id and secret and sends the secret's hash, so that a repeated request names the same
 //! token. When it ends is decided here, by this Server's clock, and replicated with it.
@@ -21,8 +22,8 @@ use p2p_runtime::identity::CaFingerprint;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::ApiContext;
 use super::cluster::draining;
+use super::{ApiContext, unanswered};
 use crate::recovery::backup::{Backup, Provenance};
 
 /// Shorter than this a token would be over before it is used.
@@ -194,5 +195,36 @@ impl Operator for OperatorApi {
             // Its outcome is that of another request: a client that uses an id twice.
             _ => Err(bad("request_id", "it was used for another request before: mint one per request")),
         }
+    }
+
+    async fn transfer_master(
+        &self,
+        request: Request<v1::TransferMasterRequest>,
+    ) -> Result<Response<v1::TransferMasterReply>, Status> {
+        let to = match request.into_inner().to.as_str() {
+            "" => None,
+            text => {
+                let id: NodeId = convert::parse(text, "to").map_err(|e| malformed(&e))?;
+                let view = self.context.proposer.view();
+                let member = view.state.members.get(&id);
+                let unknown = || refuse(ErrorCode::NotFound, format!("{id} is not a server of this cluster"));
+                Some(member.ok_or_else(unknown)?.raft_id)
+            }
+        };
+        let leader = self.context.group.transfer(to).await.map_err(|e| unanswered(&e))?;
+        let view = self.context.proposer.view();
+        let id = view.state.member_by_raft_id(leader).map(|member| member.id.to_string());
+        Ok(Response::new(v1::TransferMasterReply { id: id.unwrap_or_default() }))
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberReply>, Status> {
+        let request = request.into_inner();
+        let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
+        let id: NodeId = convert::parse(&request.id, "id").map_err(|e| malformed(&e))?;
+        self.context.group.remove(request_id, id).await.map_err(|e| unanswered(&e))?;
+        Ok(Response::new(v1::RemoveMemberReply {}))
     }
 }

@@ -14,6 +14,7 @@ use slog::{Logger, info};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use crate::group::Group;
 use crate::raft::{ProposeError, Proposer};
 use crate::transport::Myself;
 use crate::transport::handshake::{check_hello, identity_of};
@@ -23,6 +24,7 @@ use crate::transport::handshake::{check_hello, identity_of};
 pub struct PeeringApi {
     myself: Myself,
     proposer: Proposer,
+    group: Group,
     ca: watch::Receiver<Option<Arc<ClusterCa>>>,
     log: Logger,
 }
@@ -32,10 +34,11 @@ impl PeeringApi {
     pub fn new(
         myself: Myself,
         proposer: Proposer,
+        group: Group,
         ca: watch::Receiver<Option<Arc<ClusterCa>>>,
         log: Logger,
     ) -> Self {
-        PeeringApi { myself, proposer, ca, log }
+        PeeringApi { myself, proposer, group, ca, log }
     }
 }
 
@@ -56,6 +59,19 @@ fn addresses(texts: &[String]) -> Result<Vec<HostPort>, Status> {
     }
     let parsed = texts.iter().map(|text| convert::parse(text, "addresses"));
     parsed.collect::<Result<_, _>>().map_err(|e| malformed(&e))
+}
+
+impl PeeringApi {
+    /// Only members are served.
+    fn check_member(&self, hello: Option<v1::Hello>, caller: &CallerInfo) -> Result<(), Status> {
+        check_hello(&self.myself, hello, caller)?;
+        let identity = identity_of(caller)?;
+        if !self.proposer.view().has_member(identity.node_id, identity.key_hash) {
+            let message = format!("{} is not a member: only members may ask this", identity.node_id);
+            return Err(refuse(ErrorCode::Forbidden, message));
+        }
+        Ok(())
+    }
 }
 
 #[tonic::async_trait]
@@ -127,17 +143,44 @@ impl v1::peering_server::Peering for PeeringApi {
         request: Request<v1::ProposeRequest>,
     ) -> Result<Response<v1::ProposeReply>, Status> {
         let caller = caller_of(&request)?;
-        let identity = identity_of(&caller)?;
         let request = request.into_inner();
-        check_hello(&self.myself, request.hello, &caller)?;
-        if !self.proposer.view().has_member(identity.node_id, identity.key_hash) {
-            let message = format!("{} is not a member: only members propose", identity.node_id);
-            return Err(refuse(ErrorCode::Forbidden, message));
-        }
+        self.check_member(request.hello, &caller)?;
         // What is in the log must be readable by everyone.
         convert::decode_command(&request.command).map_err(|e| malformed(&e))?;
         let proposed = self.proposer.propose_here(request.command).await;
         let (index, outcome) = proposed.map_err(|e| refused(&e))?;
         Ok(Response::new(v1::ProposeReply { index, outcome: convert::encode_outcome(&outcome).into() }))
+    }
+
+    async fn transfer(
+        &self,
+        request: Request<v1::TransferRequest>,
+    ) -> Result<Response<v1::TransferReply>, Status> {
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        self.check_member(request.hello, &caller)?;
+        let to = Some(request.to).filter(|to| *to != 0);
+        let leader = self.group.transfer_here(to).await.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::TransferReply { leader }))
+    }
+
+    async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveReply>, Status> {
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
+        let id = convert::parse(&request.id, "id").map_err(|e| malformed(&e))?;
+        self.check_member(request.hello, &caller)?;
+        self.group.remove_here(request_id, id).await.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::RemoveReply {}))
+    }
+
+    async fn progress(
+        &self,
+        request: Request<v1::ProgressRequest>,
+    ) -> Result<Response<v1::ProgressReply>, Status> {
+        let caller = caller_of(&request)?;
+        self.check_member(request.into_inner().hello, &caller)?;
+        let behind = self.group.behind_here().await.map_err(|e| refused(&e))?;
+        Ok(Response::new(v1::ProgressReply { behind: behind.into_iter().collect() }))
     }
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use p2p_common::addr::HostPort;
-use p2p_common::member::{MasterTitle, MemberRole};
+use p2p_common::member::MasterTitle;
 use p2p_proto::{convert, v1};
 use p2p_runtime::columns::columns;
 use p2p_runtime::exit::{Exit, chain};
@@ -14,7 +14,7 @@ use tonic::Status;
 use super::ClientArgs;
 use super::client::{Client, refused};
 
-fn print(text: &str) -> Result<(), Exit> {
+pub(super) fn print(text: &str) -> Result<(), Exit> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
@@ -28,70 +28,12 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<(), Exit> {
     print(&text)
 }
 
-fn malformed(error: convert::ConvertError) -> Exit {
+pub(super) fn malformed(error: convert::ConvertError) -> Exit {
     Exit::failed(format!("the Server's answer makes no sense: {}", chain(&error)))
 }
 
-fn texts(addresses: &[HostPort]) -> Vec<String> {
+pub(super) fn texts(addresses: &[HostPort]) -> Vec<String> {
     addresses.iter().map(ToString::to_string).collect()
-}
-
-#[derive(Serialize)]
-struct MembersJson {
-    version: u64,
-    stale: bool,
-    members: Vec<MemberJson>,
-}
-
-#[derive(Serialize)]
-struct MemberJson {
-    id: String,
-    name: String,
-    addresses: Vec<String>,
-    zone: String,
-    raft_id: u64,
-    role: &'static str,
-    connected: bool,
-}
-
-pub(super) async fn members(args: &ClientArgs, stale: bool) -> Result<(), Exit> {
-    let client = Client::reach(args).await?;
-    let reply =
-        client.cluster().list_members(v1::ListMembersRequest { stale }).await.map_err(refused)?.into_inner();
-    let mut members = Vec::new();
-    for status in reply.members {
-        let role = match convert::member_role_from(status.role).map_err(malformed)? {
-            MemberRole::Voter => "voter",
-            MemberRole::Learner => "learner",
-            MemberRole::Joining => "joining",
-        };
-        let member = status.member.ok_or_else(|| Exit::failed("the Server's answer lacks a member"))?;
-        let member = convert::member_from(member).map_err(malformed)?;
-        members.push(MemberJson {
-            id: member.id.to_string(),
-            name: member.name,
-            addresses: texts(&member.addresses),
-            zone: member.zone,
-            raft_id: member.raft_id,
-            role,
-            connected: status.connected,
-        });
-    }
-    if args.json {
-        return print_json(&MembersJson { version: reply.version, stale: reply.stale, members });
-    }
-    let rows: Vec<_> = members
-        .into_iter()
-        .map(|m| {
-            let connected = if m.connected { "yes" } else { "no" };
-            [m.name, m.id, m.addresses.join(","), dash(m.zone), m.role.into(), connected.into()]
-        })
-        .collect();
-    print(&columns(["NAME", "ID", "ADDRESSES", "ZONE", "ROLE", "CONNECTED"], &rows))?;
-    if reply.stale {
-        print("stale: as this Server knows them, without asking the leader\n")?;
-    }
-    Ok(())
 }
 
 #[derive(Serialize)]
@@ -408,6 +350,6 @@ pub(super) fn print_columns<const N: usize>(head: [&str; N], rows: &[[String; N]
     print(&columns(head, rows))
 }
 
-fn dash(text: String) -> String {
+pub(super) fn dash(text: String) -> String {
     if text.is_empty() { "-".into() } else { text }
 }

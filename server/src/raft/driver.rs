@@ -10,21 +10,17 @@
 //! go on meanwhile. A failed write, and a panic, end the thread and with it the process: what this Server would say next
 //! could be a lie.
 //!
-//! Owner of: the raft core, the state machine, the Master's title.
+//! Owner of: the raft core, the state machine.
 
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use p2p_common::Now;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::Outcome;
-use p2p_common::member::MasterTitle;
 use p2p_proto::convert;
-use p2p_runtime::clock::unix_now;
-use p2p_server_core::{MasterSight, MasterTracker, RaftSight};
 use p2p_server_raft::{
     Committed, CommittedKind, Fsm, Message, MessageRefused, Output, ProposalFailure, ProposalToken,
     RaftConfig, RaftCore, ReadFailure, ReadToken, Role, StartRefused, TICK_MS,
@@ -109,8 +105,6 @@ impl DriverEnd {
 pub struct Driver {
     /// The state, the newest only.
     pub view: watch::Receiver<Arc<View>>,
-    /// The Master, the newest only; never going back in (epoch, term).
-    pub master: watch::Receiver<Option<MasterTitle>>,
     /// Resolves when the thread has ended.
     pub end: oneshot::Receiver<DriverEnd>,
 }
@@ -133,7 +127,6 @@ pub fn spawn_driver<O: Outbox, D: Disk>(params: DriverParams<O, D>) -> Result<Dr
         state: Arc::clone(fsm.state()),
     };
     let (view_tx, view_rx) = watch::channel(Arc::new(view));
-    let (master_tx, master_rx) = watch::channel(None);
     let (end_tx, end) = oneshot::channel();
     let mut driver = DriverThread {
         core,
@@ -147,9 +140,7 @@ pub fn spawn_driver<O: Outbox, D: Disk>(params: DriverParams<O, D>) -> Result<Dr
         reading: BTreeMap::new(),
         next_token: 0,
         answers: Vec::new(),
-        tracker: MasterTracker::new(),
         view: view_tx,
-        master: master_tx,
         campaign_at: None,
     };
     let body = move || {
@@ -161,7 +152,7 @@ pub fn spawn_driver<O: Outbox, D: Disk>(params: DriverParams<O, D>) -> Result<Dr
         let _ = end_tx.send(end);
     };
     std::thread::Builder::new().name("raft".into()).spawn(body).expect("a process may start one thread");
-    Ok(Driver { view: view_rx, master: master_rx, end })
+    Ok(Driver { view: view_rx, end })
 }
 
 /// The raft crate tells every step of an election; what people need to know is told here.
@@ -192,9 +183,7 @@ struct DriverThread<O> {
     next_token: u64,
     /// Given once the view they speak of is published.
     answers: Vec<Box<dyn FnOnce() + Send>>,
-    tracker: MasterTracker,
     view: watch::Sender<Arc<View>>,
-    master: watch::Sender<Option<MasterTitle>>,
     /// When to stand for election on evidence.
     campaign_at: Option<Instant>,
 }
@@ -440,24 +429,6 @@ impl<O: Outbox> DriverThread<O> {
             }
             !same
         });
-        let raft = RaftSight {
-            leader: status.leader,
-            term: status.term,
-            leads: status.role == Role::Leader,
-            leader_ready: status.leader_ready,
-        };
-        let (none, nobody) = (BTreeSet::new(), BTreeMap::new());
-        let sight = MasterSight {
-            me: self.view.borrow().raft_id,
-            started: Now::ZERO,
-            raft,
-            voters: [&none, &none],
-            reached: &nobody,
-            state: self.fsm.state(),
-        };
-        if self.tracker.handle_sight(&sight, Now::ZERO, unix_now()) {
-            self.master.send_replace(self.tracker.title().cloned());
-        }
     }
 }
 

@@ -73,7 +73,8 @@ impl ProposeError {
         }
     }
 
-    fn is_retriable(&self) -> bool {
+    /// Whether another try may get an answer; safe for what carries a request id.
+    pub fn is_retriable(&self) -> bool {
         matches!(
             self.code(),
             ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::Exhausted | ErrorCode::OutcomeUnknown

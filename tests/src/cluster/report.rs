@@ -27,6 +27,8 @@ pub struct Member {
     pub raft_id: u64,
     /// `voter` or `learner`.
     pub role: String,
+    /// `no`, `yes` or `provisional`, as the asked Server sees it.
+    pub master: String,
     /// As the asked Server sees it.
     pub connected: bool,
 }

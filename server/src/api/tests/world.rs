@@ -30,7 +30,9 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use crate::api::{ApiContext, PeeringApi, RaftApi, router};
+use crate::group::Group;
 use crate::hub_task::{HubParams, spawn_hub};
+use crate::master_task::MasterTask;
 use crate::metrics::Metrics;
 use crate::raft::{DriverParams, Mailbox, Proposer, spawn_driver};
 use crate::store::{Origin, Store};
@@ -185,8 +187,9 @@ impl World {
             stop: stop.clone(),
             log: log.clone(),
         });
+        let raft_config = RaftConfig::new(1, 7);
         let driver = spawn_driver(DriverParams {
-            config: RaftConfig::new(1, 7),
+            config: raft_config.clone(),
             store,
             stored,
             state,
@@ -195,8 +198,18 @@ impl World {
             logger: log.clone(),
         })
         .unwrap();
-        let proposer =
-            Proposer::new(mailbox.clone(), driver.view.clone(), driver.master.clone(), remotes.clone());
+        let (title_tx, title) = watch::channel(None);
+        let proposer = Proposer::new(mailbox.clone(), driver.view.clone(), title, remotes.clone());
+        let group = Group::new(proposer.clone(), remotes.clone(), raft_config, clock, log.clone());
+        let master = MasterTask {
+            view: driver.view.clone(),
+            reach: remotes.reach(),
+            title: title_tx,
+            clock,
+            stop: stop.clone(),
+            log: log.clone(),
+        };
+        tokio::spawn(master.run());
         let (ca_tx, ca_rx) = watch::channel(Some(Arc::new(
             ClusterCa::from_parts(CLUSTER, &ca.key_pem(), &ca.trust()).unwrap(),
         )));
@@ -213,7 +226,8 @@ impl World {
             myself: myself.clone(),
             name: "s1".to_owned(),
             proposer: proposer.clone(),
-            connected: remotes.connected(),
+            reach: remotes.reach(),
+            group: group.clone(),
             hub,
             ca: ca_rx.clone(),
             local_operator: local.secret_hash(),
@@ -222,7 +236,7 @@ impl World {
             stop: stop.clone(),
             log: log.clone(),
         };
-        let peering = PeeringApi::new(myself, proposer.clone(), ca_rx, log.clone());
+        let peering = PeeringApi::new(myself, proposer.clone(), group, ca_rx, log.clone());
         let raft = RaftApi::new(
             remotes,
             driver.view.clone(),
