@@ -58,6 +58,8 @@ pub struct Faults {
     pub crash: f64,
     /// A write takes its time.
     pub slow_write: f64,
+    /// A slow write takes longer than others wait for a sign of life.
+    pub hung_write: f64,
     /// The state machine is written, unsynced, after applying.
     pub write_state: f64,
     /// Clocks run at half to twice the right speed instead of nearly right.
@@ -65,7 +67,8 @@ pub struct Faults {
 }
 
 impl Faults {
-    pub const NONE: Faults = Faults { crash: 0.0, slow_write: 0.0, write_state: 1.0, clock_skew: false };
+    pub const NONE: Faults =
+        Faults { hung_write: 0.0, crash: 0.0, slow_write: 0.0, write_state: 1.0, clock_skew: false };
 }
 
 struct Running {
