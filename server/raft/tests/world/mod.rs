@@ -110,6 +110,7 @@ pub struct World {
     pub config: RaftConfig,
     pub crashes: u64,
     pub snapshots_sent: u64,
+    pub messages_sent: u64,
     nodes: BTreeMap<RaftId, Node>,
     /// (when, sender, receiver, taken)
     snapshot_reports: Vec<(u64, RaftId, RaftId, bool)>,
@@ -146,6 +147,7 @@ impl World {
             config,
             crashes: 0,
             snapshots_sent: 0,
+            messages_sent: 0,
             nodes: BTreeMap::new(),
             snapshot_reports: Vec::new(),
             snapshots: Vec::new(),

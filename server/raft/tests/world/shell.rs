@@ -130,6 +130,7 @@ impl World {
             }
             let is_snapshot = message.kind == MessageKind::Snapshot;
             self.snapshots_sent += u64::from(is_snapshot);
+            self.messages_sent += 1;
             if !self.network.send(&mut self.rng, self.now_ms, message.clone()) && is_snapshot {
                 self.report_snapshot(&message, false);
             }
