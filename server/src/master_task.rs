@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use p2p_common::Now;
 use p2p_common::member::MasterTitle;
 use p2p_runtime::clock::{Clock, unix_now};
 use p2p_server_core::{MasterSight, MasterTracker, RaftSight};
@@ -59,7 +60,7 @@ impl MasterTask {
         let reached = reach.of.iter().map(|(id, reached)| (*id, reached.started)).collect();
         let sight = MasterSight {
             me: view.raft_id,
-            started: self.clock.started(),
+            started: Now::ZERO,
             raft: RaftSight {
                 leader: view.status.leader,
                 term: view.status.term,

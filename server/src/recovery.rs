@@ -15,8 +15,7 @@ mod force;
 mod rejoin;
 mod restore;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use p2p_common::cluster_state::ClusterState;
 use p2p_proto::convert;
@@ -24,7 +23,7 @@ use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::identity::{DataDir, DataDirView};
 use p2p_server_raft::{EntryKind, Fsm, Loaded};
 
-use crate::store::{Store, Stored};
+use crate::store::{Store, StoreError, Stored};
 
 pub use force::{Forced, force_new_cluster};
 pub use rejoin::{Discarded, discard_state};
@@ -52,14 +51,11 @@ fn take(data: &Path) -> Result<DataDir, Exit> {
     DataDirView::open(data).and_then(|view| DataDir::open(view.path())).map_err(|e| Exit::failed(chain(&e)))
 }
 
-/// Everything a store holds. What contradicts itself may make sled panic when it is read.
-fn read_store(path: PathBuf) -> Result<(Store, Option<Stored>), String> {
-    let read = move || {
-        let store = Store::open(&path).map_err(|e| e.to_string())?;
-        let stored = store.load().map_err(|e| e.to_string())?;
-        Ok((store, stored))
-    };
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("its files contradict each other".to_owned()))
+/// Everything a store holds.
+fn read_store(path: &Path) -> Result<(Store, Option<Stored>), StoreError> {
+    let store = Store::open(path)?;
+    let stored = store.load()?;
+    Ok((store, stored))
 }
 
 /// The replicated state after every entry of a log, committed or not; `None` for a log that has not begun.

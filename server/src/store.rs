@@ -22,9 +22,11 @@
 //! beside that of the former one until the record that names it is written; then the former data and the entries before
 //! it are deleted. What a crash leaves of that is deleted in steps after the next start.
 //!
-//! A store that does not open or contradicts itself is never repaired or wiped here (SPEC C9): a node that
-//! forgets what it acknowledged must not vote again. Owner: the storage thread.
+//! A store that does not open, contradicts itself or has lost a write is never repaired or wiped here (SPEC C9): a node
+//! that forgets what it acknowledged must not vote again. Owner: the storage thread.
 
+mod mark;
+mod origin;
 mod parts;
 
 use std::fs::File;
@@ -33,15 +35,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use p2p_common::member::{Member, RaftId};
-use p2p_common::{Epoch, RecoveryId};
-use p2p_proto::{convert, v1};
+use p2p_proto::v1;
 use p2p_server_raft::{Compaction, HardState, Loaded, LogEntry, Persist, Snapshot};
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 use sled::Batch;
 
 use crate::raft::wire;
+use mark::Mark;
+use origin::{origin_from, origin_to};
+
+pub use origin::Origin;
 
 const ORIGIN: &[u8] = b"o";
 const HARD_STATE: &[u8] = b"h";
@@ -82,28 +86,6 @@ pub enum StoreError {
     Write(String),
 }
 
-/// How this Server came into its cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// Its number inside raft; never used again once this store is lost.
-    pub raft_id: RaftId,
-    /// Which history of the cluster its log belongs to.
-    pub epoch: Epoch,
-    /// Which forced recovery began that history; none before the first one.
-    pub recovery_id: Option<RecoveryId>,
-    /// A joiner's first address book, until the log has brought table C; empty for the founder.
-    pub members: Vec<Member>,
-    /// Whom a forced recovery of this Server left behind: they may live on, in the history before.
-    pub former: Vec<Member>,
-}
-
-impl Origin {
-    /// A member of a history that knows nobody else yet.
-    pub fn new(raft_id: RaftId, epoch: Epoch, recovery_id: Option<RecoveryId>) -> Self {
-        Origin { raft_id, epoch, recovery_id, members: Vec::new(), former: Vec::new() }
-    }
-}
-
 /// What a start finds.
 #[derive(Debug)]
 pub struct Stored {
@@ -121,6 +103,10 @@ pub struct Store {
     /// sled's log file, to sync what sled has flushed.
     log_file: File,
     hard_state: HardState,
+    /// How often the hard state was written.
+    writes: u64,
+    /// Of these, what is synced for sure.
+    mark: Mark,
     /// Where the stored snapshot stands; 0 when there is none.
     snapshot_index: u64,
     compacting: Option<Compacting>,
@@ -138,7 +124,8 @@ impl Store {
     /// Opens the store in `path`, made if there is none.
     ///
     /// # Errors
-    /// When it does not open. It was not changed then.
+    /// When it does not open, or lacks what was synced. Nothing was written then, but sled may have cleared parts of its
+    /// files that it could not read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |reason: String| StoreError::Open { path: path.to_owned(), reason };
         let config = sled::Config::new()
@@ -159,7 +146,10 @@ impl Store {
         };
         let open = |file: PathBuf| File::open(&file).map_err(|e| failed(format!("{}: {e}", file.display())));
         let log_file = open(path.join("db"))?;
+        let (mark, synced) = Mark::open(path).map_err(|e| failed(e.to_string()))?;
         let mut store = Store {
+            writes: 0,
+            mark,
             path: path.to_owned(),
             db,
             tree,
@@ -168,6 +158,12 @@ impl Store {
             snapshot_index: 0,
             compacting: None,
         };
+        let found = store.guarded(|store| Ok((store.read_hard_state()?, store.read_snapshot_record()?)))?;
+        (store.hard_state, store.writes) = found.0;
+        store.snapshot_index = found.1.map_or(0, |record| record.index);
+        if store.writes < synced {
+            return Err(store.damaged(format_args!("it has lost {} writes", synced - store.writes)));
+        }
         // A new store's files must outlive a power loss together with what is written into them.
         store.sync().map_err(|e| failed(e.to_string()))?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -175,8 +171,6 @@ impl Store {
             let file = open(made)?;
             file.sync_all().map_err(|e| failed(e.to_string()))?;
         }
-        store.hard_state = store.read_hard_state()?;
-        store.snapshot_index = store.read_snapshot_record()?.map_or(0, |record| record.index);
         // A crash may have come between two steps of one.
         store.compacting = Some(Compacting::Forgetting { first_kept: 0 });
         Ok(store)
@@ -187,6 +181,16 @@ impl Store {
     /// # Errors
     /// When what is stored cannot be right.
     pub fn load(&self) -> Result<Option<Stored>, StoreError> {
+        self.guarded(|store| store.read())
+    }
+
+    /// sled panics on some damage that it finds late.
+    fn guarded<T>(&self, read: impl FnOnce(&Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        catch_unwind(AssertUnwindSafe(|| read(self)))
+            .unwrap_or_else(|_| Err(self.damaged("its files contradict each other")))
+    }
+
+    fn read(&self) -> Result<Option<Stored>, StoreError> {
         let Some(origin) = self.get(ORIGIN)? else {
             if self.tree.is_empty() {
                 return Ok(None);
@@ -331,7 +335,9 @@ impl Store {
     }
 
     fn put_hard_state(&mut self, batch: &mut Batch, state: HardState) {
-        let record = v1::StoredHardState { term: state.term, vote: state.vote, commit: state.commit };
+        self.writes += 1;
+        let (HardState { term, vote, commit }, writes) = (state, self.writes);
+        let record = v1::StoredHardState { term, vote, commit, writes };
         batch.insert(HARD_STATE, record.encode_to_vec());
         self.hard_state = state;
     }
@@ -382,7 +388,8 @@ impl Store {
 
     fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
         self.apply(batch)?;
-        self.sync()
+        self.sync()?;
+        self.mark.note(self.writes).map_err(|e| StoreError::Write(e.to_string()))
     }
 
     fn apply(&self, batch: Batch) -> Result<(), StoreError> {
@@ -404,10 +411,11 @@ impl Store {
         self.tree.get(key).map_err(|e| self.damaged(e))
     }
 
-    fn read_hard_state(&self) -> Result<HardState, StoreError> {
-        let Some(bytes) = self.get(HARD_STATE)? else { return Ok(HardState::default()) };
+    /// The hard state and how often it was written.
+    fn read_hard_state(&self) -> Result<(HardState, u64), StoreError> {
+        let Some(bytes) = self.get(HARD_STATE)? else { return Ok((HardState::default(), 0)) };
         let record = v1::StoredHardState::decode(&*bytes).map_err(|e| self.damaged(e))?;
-        Ok(HardState { term: record.term, vote: record.vote, commit: record.commit })
+        Ok((HardState { term: record.term, vote: record.vote, commit: record.commit }, record.writes))
     }
 
     fn read_snapshot_record(&self) -> Result<Option<v1::StoredSnapshot>, StoreError> {
@@ -463,26 +471,6 @@ impl Store {
     fn damaged(&self, reason: impl std::fmt::Display) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), reason: reason.to_string() }
     }
-}
-
-fn origin_to(origin: &Origin) -> v1::StoredOrigin {
-    v1::StoredOrigin {
-        raft_id: origin.raft_id,
-        members: Some(convert::member_table_to(0, &origin.members)),
-        epoch: origin.epoch.0,
-        recovery_id: origin.recovery_id.map(|id| id.to_string()).unwrap_or_default(),
-        former: Some(convert::member_table_to(0, &origin.former)),
-    }
-}
-
-fn origin_from(origin: v1::StoredOrigin) -> Result<Origin, convert::ConvertError> {
-    Ok(Origin {
-        raft_id: origin.raft_id,
-        epoch: Epoch(origin.epoch),
-        recovery_id: convert::recovery_id(&origin.recovery_id)?,
-        members: convert::member_table_from(origin.members)?.1,
-        former: convert::member_table_from(origin.former)?.1,
-    })
 }
 
 /// Opens sled. Its threads hold the lock for a moment after a former owner in this process let go; no other process

@@ -16,7 +16,7 @@ use p2p_server_raft::{HardState, Membership, Persist, Snapshot};
 
 use super::{STORE, advice, read_store, state_after, take};
 use crate::admission::{Joining, random_uuid};
-use crate::store::Origin;
+use crate::store::{Origin, StoreError};
 
 /// What a forced recovery does, or did.
 #[derive(Debug)]
@@ -53,8 +53,8 @@ pub fn force_new_cluster(data: &Path, really: bool) -> Result<Forced, Exit> {
     if Joining::load(dir.view())?.is_some() || !dir.view().join(STORE).exists() {
         return Err(nothing("it has no state of the cluster"));
     }
-    let damaged = |reason: String| Exit::needs_operator(format!("{reason}. {}", advice(data)));
-    let (mut store, stored) = read_store(dir.view().join(STORE)).map_err(damaged)?;
+    let damaged = |e: StoreError| Exit::needs_operator(format!("{e}. {}", advice(data)));
+    let (mut store, stored) = read_store(&dir.view().join(STORE)).map_err(damaged)?;
     let stored = stored.ok_or_else(|| nothing("it has no state of the cluster"))?;
     let state = state_after(&stored.loaded).map_err(|e| {
         Exit::failed(format!("the log cannot be read: {e}. Is this version older than the server's?"))

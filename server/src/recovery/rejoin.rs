@@ -99,7 +99,7 @@ fn others(dir: &DataDir, me: NodeId) -> Result<Vec<HostPort>, String> {
     if !path.exists() {
         return Err("it is gone".to_owned());
     }
-    let (_store, stored) = read_store(path)?;
+    let (_store, stored) = read_store(&path).map_err(|e| e.to_string())?;
     let stored = stored.ok_or("it is empty")?;
     let state = state_after(&stored.loaded).map_err(|e| e.to_string())?;
     let table: Vec<_> = match state {

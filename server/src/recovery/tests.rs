@@ -2,6 +2,7 @@
 //! processes.
 
 use std::fs;
+use std::path::PathBuf;
 
 use p2p_common::addr::HostPort;
 use p2p_common::command::{Command, CommandBody, TokenId};
@@ -49,7 +50,7 @@ impl Home {
     /// A founder whose log, in two entries that nobody confirmed, has a setting and a second member.
     async fn with_another() -> Self {
         let home = Home::founded().await;
-        let (mut store, stored) = read_store(home.data().join(STORE)).unwrap();
+        let (mut store, stored) = read_store(&home.data().join(STORE)).unwrap();
         let mut state = state_after(&stored.unwrap().loaded).unwrap().unwrap();
         let other = other();
         state.identities.insert(other.id, {
@@ -86,7 +87,7 @@ impl Home {
     }
 
     fn state(&self) -> ClusterState {
-        let (_store, stored) = read_store(self.data().join(STORE)).unwrap();
+        let (_store, stored) = read_store(&self.data().join(STORE)).unwrap();
         state_after(&stored.unwrap().loaded).unwrap().unwrap()
     }
 
@@ -147,7 +148,7 @@ async fn a_store_is_moved_aside_and_its_members_are_remembered() {
     }
     assert!(!files.contains(&STORE.to_owned()) && !files.contains(&RAFT_ID_FILE.to_owned()));
     // What was moved is whole.
-    assert!(read_store(home.data().join(&moved)).unwrap().1.is_some());
+    assert!(read_store(&home.data().join(&moved)).unwrap().1.is_some());
     // Again, with nothing left: whom to ask is still known.
     let again = discard_state(&home.data(), &[]).unwrap();
     assert_eq!((again.store, again.introducers), (None, discarded.introducers));
