@@ -190,21 +190,6 @@ impl Hello {
         }
         Ok(version)
     }
-
-    /// Checks the sender's place in table C: it must hold its raft id there. `holder` is who has that id at the
-    /// receiver, `next_raft_id` the first one not given out as far as the receiver knows.
-    ///
-    /// # Errors
-    /// [`HelloError::Removed`] is final, since ids are never given out again; [`HelloError::NotMember`] may only mean
-    /// that the receiver lags behind.
-    pub fn check_seat(&self, holder: Option<NodeId>, next_raft_id: RaftId) -> Result<(), HelloError> {
-        let (from, raft_id) = (self.from, self.raft_id);
-        match holder {
-            Some(id) if id == from => Ok(()),
-            None if (1..next_raft_id).contains(&raft_id) => Err(HelloError::Removed { from, raft_id }),
-            _ => Err(HelloError::NotMember { from, raft_id }),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -291,29 +276,6 @@ mod tests {
             ((3, recovery(9)), (2, recovery(8)), Err("ahead")),
         ] {
             assert_eq!(check(theirs, ours), becomes, "{theirs:?} to {ours:?}");
-        }
-    }
-
-    #[test]
-    fn a_removed_server_is_told_from_one_not_known_yet() {
-        let from = id(NodeKind::Server, 3);
-        let hello = |raft_id| Hello {
-            versions: VERSIONS,
-            cluster_id: None,
-            from,
-            to: None,
-            epoch: Epoch(1),
-            recovery_id: None,
-            raft_id,
-            incarnation: Incarnation::new(Uuid::from_u128(4)),
-            features: 0,
-        };
-        let other = id(NodeKind::Server, 5);
-        assert_eq!(hello(2).check_seat(Some(from), 4), Ok(()));
-        assert_eq!(hello(2).check_seat(None, 4), Err(HelloError::Removed { from, raft_id: 2 }));
-        for (raft_id, holder) in [(4, None), (9, None), (0, None), (2, Some(other))] {
-            let refused = hello(raft_id).check_seat(holder, 4);
-            assert_eq!(refused, Err(HelloError::NotMember { from, raft_id }));
         }
     }
 }

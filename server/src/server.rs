@@ -208,7 +208,6 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         driver.view.clone(),
         mailbox.clone(),
         transport_metrics,
-        stop.clone(),
         log.new(o!("room" => "transport")),
     );
     let routes = tonic::service::Routes::new(v1::peering_server::PeeringServer::new(peering))

@@ -1,25 +1,38 @@
-//! Raft messages between Servers, in its plain form: per remote Server one task and one stream.
+//! Raft messages between Servers.
 //!
 //! ```text
-//! raft thread ──send──► queue (4,096) ──► remote task ──batches──► Raft.Stream of the remote
-//!                        full, or not connected:   └─snapshots──► Raft.SendSnapshot, own connection
-//!                        dropped and reported
+//! raft thread ──send──► Remote: pick ──► append stream ────► connection ─┐
+//!               never waits         ├──► message stream ───► connection ─┤ api/raft of the other
+//!                                   ├──► pipeline of calls ► connection ─┼──► Server ──► Mailbox
+//!                                   └──► snapshot ─────────► connection ─┘
 //! ```
 //!
-//! Every Server keeps a connection to every other one of table C, whoever leads; [`Remotes`] follows the table
-//! at run time. What comes in goes straight to the raft thread's mailbox; who may send is checked by the API.
-//! A remote whose connection breaks *and* whose port refuses a new one is gone: raft is told, and need not wait for
-//! the election time-out (FACTS 6 measured what that saves).
+//! Every Server keeps its connections to every other one of table C, whoever leads; [`Remotes`] follows the table at
+//! run time. What comes in goes straight to the raft thread's mailbox, messages and requests each with a queue of their
+//! own; who may send is checked in `handshake`. A remote whose message stream breaks *and* whose port refuses a new
+//! connection is gone: raft is told, and need not wait for the election time-out (FACTS 6 measured what that saves).
 //!
-//! Source: SPEC T1, T4-T6, C2.
+//! Rooms: `remote` (one remote, which way a message takes), `stream`, `pipeline`, `snapshot` (the ways), `queue`,
+//! `redial`, `picker`, `status`, `probe` (round trip and clocks), `handshake` (hellos), `inbound` (the newest stream
+//! wins), `reach` and `alarms` (what others learn from all this), `knock` (Servers that a recovery left behind).
+//!
+//! Source: SPEC T1-T6, C2; the shape is etcd's rafthttp.
 
 mod alarms;
 pub(crate) mod handshake;
+mod inbound;
 mod knock;
 mod metrics;
+mod picker;
+mod pipeline;
+mod probe;
+mod queue;
 mod reach;
+mod redial;
 mod remote;
 mod snapshot;
+mod status;
+mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,14 +43,15 @@ use bytes::Bytes;
 use p2p_common::command::Outcome;
 use p2p_common::member::{Member, RaftId};
 use p2p_common::wire::{Hello, VERSIONS};
-use p2p_common::{Epoch, Incarnation, NodeId, RecoveryId, UnixMs};
+use p2p_common::{Epoch, Incarnation, NodeId, RecoveryId};
 use p2p_proto::status::code_of;
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::Clock;
 use p2p_runtime::tls::Credentials;
 use p2p_server_raft::{Message, MessageKind};
 use slog::{Logger, o};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -47,9 +61,14 @@ pub use alarms::{Alarm, Alarms, MustStop};
 pub use metrics::TransportMetrics;
 pub use reach::{Reach, Reached};
 pub use snapshot::{Assembly, SNAPSHOT_BYTES_MAX};
+pub use status::RemoteStatus;
 
-/// Messages on their way to one remote (SPEC T3).
-const QUEUE: usize = 4_096;
+pub(crate) use inbound::{Inbound, Place};
+pub(crate) use stream::StreamKind;
+
+use inbound::InboundTable;
+use remote::Remote;
+
 /// At most this many bytes of messages in one batch; a message of raft has at most 1 MiB of entries.
 const BATCH_BYTES: usize = 1 << 20;
 /// What a receiver takes in one batch: two of the above and some room.
@@ -57,17 +76,6 @@ pub const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// The remotes whose stream is taken, by raft id.
 pub type Connected = watch::Receiver<Arc<BTreeSet<RaftId>>>;
-
-/// How a remote Server is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteStatus {
-    /// Our stream to it is taken there.
-    pub connected: bool,
-    /// In this state since.
-    pub since: UnixMs,
-    /// Why not connected; empty when it is.
-    pub reason: String,
-}
 
 /// Who this Server is towards others.
 #[derive(Debug, Clone)]
@@ -117,21 +125,9 @@ struct Shared {
     stopping: watch::Sender<bool>,
     stop: CancellationToken,
     log: Logger,
-    remotes: ArcSwap<BTreeMap<RaftId, Remote>>,
-}
-
-/// One remote as the others of this process see it.
-#[derive(Debug, Clone)]
-struct Remote {
-    id: NodeId,
-    queue: mpsc::Sender<Message>,
-    member: Arc<watch::Sender<Member>>,
-    status: watch::Receiver<RemoteStatus>,
-    /// For calls; there while connected.
-    channel: watch::Receiver<Option<Channel>>,
-    /// Cuts its rest between two dials short.
-    wake: Arc<Notify>,
-    stop: CancellationToken,
+    remotes: ArcSwap<BTreeMap<RaftId, Arc<Remote>>>,
+    /// The streams others have opened here.
+    inbound: InboundTable,
 }
 
 /// All remote Servers. Cheap to copy.
@@ -174,15 +170,16 @@ impl Remotes {
             stop,
             log,
             remotes: ArcSwap::default(),
+            inbound: InboundTable::default(),
         };
         Remotes { shared: Arc::new(shared) }
     }
 
-    /// Keeps one task per other Server of table C until the process stops.
+    /// Keeps the ways to every other Server of table C until the process stops.
     pub async fn follow(self, mut view: watch::Receiver<Arc<View>>) {
         loop {
-            let others = view.borrow_and_update().others();
-            self.update(others);
+            let now = Arc::clone(&view.borrow_and_update());
+            self.update(self.wanted(&now));
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
                 () = self.shared.stop.cancelled() => return,
@@ -190,76 +187,102 @@ impl Remotes {
         }
     }
 
-    fn update(&self, others: BTreeMap<RaftId, Member>) {
+    /// The Servers of table C, and whoever has left it and is still in the raft group: it has to learn that it leaves.
+    fn wanted(&self, view: &View) -> BTreeMap<RaftId, Member> {
+        let mut wanted = view.others();
+        for (raft_id, remote) in &**self.shared.remotes.load() {
+            if view.membership.contains(*raft_id) {
+                wanted.entry(*raft_id).or_insert_with(|| remote.member.borrow().clone());
+            }
+        }
+        wanted
+    }
+
+    fn update(&self, wanted: BTreeMap<RaftId, Member>) {
         let now = self.shared.remotes.load();
-        let unchanged = now.len() == others.len()
-            && others.iter().all(|(id, member)| now.get(id).is_some_and(|r| *r.member.borrow() == *member));
+        let unchanged = now.len() == wanted.len()
+            && wanted.iter().all(|(id, member)| now.get(id).is_some_and(|r| *r.member.borrow() == *member));
         if unchanged {
             return;
         }
         let mut next = BTreeMap::clone(&now);
         next.retain(|raft_id, remote| {
-            let stays = others.get(raft_id).is_some_and(|member| member.id == remote.id);
+            // Under another Id, key or name it is another one: everything of the old one ends.
+            let stays = wanted.get(raft_id).is_some_and(|member| {
+                let known = remote.member.borrow();
+                (member.id, member.key_hash, &member.name) == (known.id, known.key_hash, &known.name)
+            });
             if !stays {
-                remote.stop.cancel();
-                self.shared.alarms.settled(remote.id);
+                self.stop(remote);
             }
             stays
         });
-        for (raft_id, member) in others {
+        for (raft_id, member) in wanted {
             match next.get(&raft_id) {
-                Some(remote) => drop(remote.member.send_if_modified(|known| {
-                    let changed = *known != member;
-                    if changed {
-                        *known = member;
+                Some(remote) if *remote.member.borrow() == member => {}
+                Some(remote) => remote.update(member),
+                None => {
+                    let log =
+                        self.shared.log.new(o!("remote" => member.name.clone(), "remote_id" => member.id));
+                    if let Some(remote) = Remote::spawn(Arc::clone(&self.shared), member, log) {
+                        next.insert(raft_id, remote);
                     }
-                    changed
-                })),
-                None => drop(next.insert(raft_id, self.spawn(member))),
+                }
             }
         }
         self.shared.remotes.store(Arc::new(next));
     }
 
-    fn spawn(&self, member: Member) -> Remote {
-        let stop = self.shared.stop.child_token();
-        let (queue, messages) = mpsc::channel(QUEUE);
-        let (status_tx, status) = watch::channel(RemoteStatus {
-            connected: false,
-            since: p2p_runtime::clock::unix_now(),
-            reason: "not dialled yet".to_owned(),
-        });
-        let (channel_tx, channel) = watch::channel(None);
-        let id = member.id;
-        let log = self.shared.log.new(o!("remote" => member.name.clone(), "remote_id" => id));
-        let (member_tx, member) = watch::channel(member);
-        let wake = Arc::new(Notify::new());
-        let task = remote::RemoteTask {
-            shared: Arc::clone(&self.shared),
-            member,
-            messages,
-            status: status_tx,
-            channel: channel_tx,
-            wake: Arc::clone(&wake),
-            stop: stop.clone(),
-            log,
-            run: None,
-        };
-        tokio::spawn(task.run());
-        Remote { id, queue, member: Arc::new(member_tx), status, channel, wake, stop }
+    /// Closes every connection of a remote, whoever opened it.
+    fn stop(&self, remote: &Remote) {
+        remote.stop.cancel();
+        self.shared.inbound.end_all(remote.raft_id);
+        self.shared.alarms.settled(remote.member.borrow().id);
+        remote.metrics.forget();
+    }
+
+    fn remote(&self, raft_id: RaftId) -> Option<Arc<Remote>> {
+        self.shared.remotes.load().get(&raft_id).cloned()
+    }
+
+    /// Drops what goes to a remote and what comes from it, silently; for tests.
+    pub fn pause(&self, raft_id: RaftId) {
+        if let Some(remote) = self.remote(raft_id) {
+            remote.pause(true);
+        }
+    }
+
+    /// Ends what [`Remotes::pause`] began.
+    pub fn resume(&self, raft_id: RaftId) {
+        if let Some(remote) = self.remote(raft_id) {
+            remote.pause(false);
+        }
+    }
+
+    /// What comes from this remote is to be dropped.
+    pub(crate) fn is_paused(&self, raft_id: RaftId) -> bool {
+        self.shared.remotes.load().get(&raft_id).is_some_and(|remote| remote.is_paused())
+    }
+
+    /// Who has left table C and is still in the raft group, as `view` has it.
+    pub(crate) fn leaving(&self, view: &View, raft_id: RaftId) -> Option<Member> {
+        let remote = self.remote(raft_id).filter(|_| view.membership.contains(raft_id))?;
+        let member = remote.member.borrow().clone();
+        Some(member)
+    }
+
+    /// A remote opens a stream here: from now on it is the one of its kind.
+    pub(crate) fn enter(&self, raft_id: RaftId, what: Inbound) -> Place {
+        if let Some(remote) = self.remote(raft_id) {
+            remote.wake();
+        }
+        self.shared.inbound.enter(raft_id, what, &self.shared.stop)
     }
 
     /// How each remote is, by Id.
     pub fn status(&self) -> BTreeMap<NodeId, RemoteStatus> {
         let remotes = self.shared.remotes.load();
-        remotes.values().map(|remote| (remote.id, remote.status.borrow().clone())).collect()
-    }
-
-    /// A remote has opened a stream to us, so it is there: if it is not connected, it is dialled at once.
-    pub fn wake(&self, raft_id: RaftId) {
-        if let Some(remote) = self.shared.remotes.load().get(&raft_id) {
-            remote.wake.notify_one();
-        }
+        remotes.values().map(|remote| (remote.member.borrow().id, remote.status.get())).collect()
     }
 
     /// Which remotes are connected, the newest only.
@@ -299,10 +322,9 @@ impl Remotes {
 
     /// A connection to a Server, while there is one, and its Id.
     pub fn channel(&self, raft_id: RaftId) -> Option<(NodeId, Channel)> {
-        let remotes = self.shared.remotes.load();
-        let remote = remotes.get(&raft_id)?;
-        let channel = remote.channel.borrow().clone()?;
-        Some((remote.id, channel))
+        let remote = self.remote(raft_id)?;
+        let id = remote.member.borrow().id;
+        Some((id, remote.channel()?))
     }
 
     /// Asks the leader to run an encoded command; tried once.
@@ -336,12 +358,16 @@ impl Remotes {
 
 impl Outbox for Remotes {
     fn send(&mut self, messages: Vec<Message>) {
-        let remotes = self.shared.remotes.load();
+        let (remotes, now) = (self.shared.remotes.load(), Instant::now());
         for message in messages {
-            let (to, kind) = (message.to, message.kind);
-            let sent = remotes.get(&to).is_some_and(|remote| remote.queue.try_send(message).is_ok());
-            if !sent {
-                self.shared.dropped(to, kind);
+            match remotes.get(&message.to) {
+                Some(remote) => remote.send(message, now),
+                None => {
+                    self.shared
+                        .metrics
+                        .dropped_to_nobody(remote::pick(message.kind, remote::Working::default()));
+                    self.shared.lost(message.to, message.kind);
+                }
             }
         }
     }
@@ -381,9 +407,17 @@ impl Shared {
         });
     }
 
+    /// Something is learned of a remote that is reached.
+    fn change_reached(&self, raft_id: RaftId, change: impl FnOnce(&mut Reached)) {
+        let known = self.reach.borrow().of.get(&raft_id).cloned();
+        if let Some(mut reached) = known {
+            change(&mut reached);
+            self.heard(raft_id, Some(reached));
+        }
+    }
+
     /// A message to `to` was lost: raft shall not wait for its effect.
-    fn dropped(&self, to: RaftId, kind: MessageKind) {
-        self.metrics.dropped.inc();
+    fn lost(&self, to: RaftId, kind: MessageKind) {
         self.mailbox.unreachable(to);
         if kind == MessageKind::Snapshot {
             self.mailbox.snapshot_report(to, false);

@@ -1,20 +1,21 @@
-//! One raft snapshot to one Server: in chunks, with a hash, over a connection of its own, so that it delays no
-//! heartbeat.
+//! Raft snapshots to one Server, one at a time: in chunks, with a hash, over a connection of its own, so that it
+//! delays no heartbeat. Whatever becomes of one is reported to raft, which waits for that.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2p_common::member::Member;
 use p2p_proto::{convert, v1};
-use p2p_runtime::grpc::{self, ChannelParams};
-use p2p_runtime::tls::{Connector, Expect};
-use p2p_server_raft::Message;
+use p2p_runtime::grpc::ChannelParams;
+use p2p_server_raft::{Message, MessageKind};
 use prost::Message as _;
 use sha2::{Digest, Sha256};
+use slog::info;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::Myself;
+use super::handshake;
+use super::queue::Waiting;
+use super::remote::{Remote, Way};
 use crate::raft::wire;
 
 /// A message of this size passes every limit on the way, and memory per snapshot stays small.
@@ -24,50 +25,80 @@ pub const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
 /// For the whole: 64 MiB at 10 Mbit/s take 54 s.
 const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Sends `message`, which holds a snapshot; done when the receiver has taken it. Says how many bytes it was.
-pub(super) async fn send(myself: &Myself, member: &Member, message: Message) -> Result<usize, String> {
-    match tokio::time::timeout(TIMEOUT, send_now(myself, member, message)).await {
-        Ok(sent) => sent,
-        Err(_) => Err(format!("it took more than {} s", TIMEOUT.as_secs())),
+/// Dials of one snapshot: the next address each time, and then raft tries again.
+const DIALS_MAX: usize = 3;
+
+/// Sends what waits until the remote is stopped.
+pub(super) async fn run(remote: Arc<Remote>, mut waiting: Waiting) {
+    while let Some(queued) = waiting.next().await {
+        let mut report = Report { remote: &remote, taken: false };
+        let sent = tokio::time::timeout(TIMEOUT, send(&remote, queued.message)).await;
+        match sent.unwrap_or_else(|_| Err(format!("it took more than {} s", TIMEOUT.as_secs()))) {
+            Ok(bytes) => {
+                report.taken = true;
+                let way = remote.metrics.way(Way::Snapshot);
+                way.sent.inc();
+                way.latency.observe(queued.at.elapsed().as_secs_f64());
+                info!(remote.log, "snapshot sent"; "bytes" => bytes);
+            }
+            Err(reason) => info!(remote.log, "snapshot not sent"; "reason" => reason),
+        }
     }
 }
 
-async fn send_now(myself: &Myself, member: &Member, message: Message) -> Result<usize, String> {
-    let encoded = tokio::task::spawn_blocking(move || wire::message_to(message).encode_to_vec());
-    let bytes = bytes::Bytes::from(encoded.await.map_err(|e| e.to_string())?);
-    let hash = Sha256::digest(&bytes);
-    let expect = Expect::Node { id: member.id, key_hash: Some(member.key_hash) };
-    let connector = Connector::node(Arc::clone(&myself.credentials), expect);
-    let mut last = "it has no address".to_owned();
-    for address in &member.addresses {
-        let connection = match grpc::connect(&connector, address, &ChannelParams::default()).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                last = error.to_string();
-                continue;
-            }
-        };
-        let (tx, rx) = mpsc::channel(2);
-        let mut client = v1::raft_client::RaftClient::new(connection.channel);
-        let hello = convert::hello_to(&myself.hello(Some(member.id)));
-        let feed = async {
-            let chunks = bytes.len().div_ceil(CHUNK_BYTES);
-            for (number, start) in (1..).zip((0..bytes.len()).step_by(CHUNK_BYTES)) {
-                let chunk = v1::RaftSnapshotChunk {
-                    hello: (number == 1).then(|| hello.clone()),
-                    data: bytes.slice(start..bytes.len().min(start + CHUNK_BYTES)),
-                    sha256: if number == chunks { hash.to_vec().into() } else { bytes::Bytes::new() },
-                };
-                if tx.send(chunk).await.is_err() {
-                    return;
-                }
-            }
-            drop(tx);
-        };
-        let (taken, ()) = tokio::join!(client.send_snapshot(ReceiverStream::new(rx)), feed);
-        return taken.map(|_| bytes.len()).map_err(|status| status.message().to_owned());
+/// What raft is told of a snapshot, also when it is given up because the remote is stopped.
+struct Report<'a> {
+    remote: &'a Remote,
+    taken: bool,
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        if self.taken {
+            self.remote.shared.mailbox.snapshot_report(self.remote.raft_id, true);
+        } else {
+            self.remote.failed(Way::Snapshot, [MessageKind::Snapshot]);
+        }
     }
-    Err(last)
+}
+
+/// Sends `message`, which holds a snapshot; done when the receiver has taken it. Says how many bytes it was.
+async fn send(remote: &Remote, message: Message) -> Result<usize, String> {
+    let encoded = tokio::task::spawn_blocking(move || {
+        let bytes = bytes::Bytes::from(wire::message_to(message).encode_to_vec());
+        (Sha256::digest(&bytes), bytes)
+    });
+    let (hash, bytes) = encoded.await.map_err(|e| e.to_string())?;
+    let mut dials = 0;
+    let connection = loop {
+        dials += 1;
+        match Box::pin(remote.dial(&ChannelParams::default())).await {
+            Ok((connection, _)) => break connection,
+            Err(failed) if dials == DIALS_MAX => return Err(failed.reason),
+            Err(_) => {}
+        }
+    };
+    let (shared, member) = (&remote.shared, remote.member.borrow().clone());
+    let (tx, rx) = mpsc::channel(2);
+    let mut client = v1::raft_client::RaftClient::new(connection.channel);
+    let hello = convert::hello_to(&shared.myself.hello(Some(member.id)));
+    let feed = async {
+        let chunks = bytes.len().div_ceil(CHUNK_BYTES);
+        for (number, start) in (1..).zip((0..bytes.len()).step_by(CHUNK_BYTES)) {
+            let chunk = v1::RaftSnapshotChunk {
+                hello: (number == 1).then(|| hello.clone()),
+                data: bytes.slice(start..bytes.len().min(start + CHUNK_BYTES)),
+                sha256: if number == chunks { hash.to_vec().into() } else { bytes::Bytes::new() },
+            };
+            if tx.send(chunk).await.is_err() {
+                return;
+            }
+        }
+        drop(tx);
+    };
+    let (taken, ()) = tokio::join!(client.send_snapshot(ReceiverStream::new(rx)), feed);
+    let learn = |status| handshake::learn(&shared.myself, &member, &shared.alarms, &status);
+    taken.map(|_| bytes.len()).map_err(learn)
 }
 
 /// Puts a snapshot together again on the receiving side.

@@ -1,15 +1,24 @@
-//! Two Servers on loopback with real certificates; raft itself is not there, its mailboxes are looked into.
+//! Servers on loopback with real certificates; raft itself is not there, its mailboxes are looked into.
+//!
+//! Here are the world and what two Servers say of themselves; `ways` has how messages leave, `streams` how they come
+//! in, `hostile` what nobody of ours would send.
+
+mod hostile;
+mod streams;
+mod stub;
+mod ways;
 
 use std::time::Instant;
 
 use p2p_common::{ClusterId, KeyHash, NodeKind};
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
 use p2p_runtime::clock::unix_now;
-use p2p_runtime::grpc::{Acceptor, ListenLimits, ListenMetrics};
+use p2p_runtime::grpc::{self, Acceptor, ChannelParams, ListenLimits, ListenMetrics};
 use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity};
 use p2p_runtime::tcp;
-use p2p_runtime::tls::ServerTls;
+use p2p_runtime::tls::{Connector, Expect, ServerTls};
 use p2p_server_raft::{Membership, Role, Snapshot, Status as RaftStatus};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -30,6 +39,10 @@ struct Node {
     remotes: Remotes,
     clock: Clock,
     stop: CancellationToken,
+    metrics: TransportMetrics,
+    listen: ListenMetrics,
+    /// What it serves goes by this.
+    view: watch::Sender<Arc<View>>,
     listener: Option<TcpListener>,
 }
 
@@ -71,15 +84,18 @@ impl World {
             key_hash: identity.key().key_hash(),
         };
         let (mailbox, clock, stop) = (Mailbox::new(), Clock::start(), CancellationToken::new());
+        let metrics = TransportMetrics::default();
         let remotes = Remotes::new(RemotesParams {
             myself: myself.clone(),
             clock,
             mailbox: mailbox.clone(),
-            metrics: TransportMetrics::default(),
+            metrics: metrics.clone(),
             stop: stop.clone(),
             log: log(),
         });
-        Node { member, myself, mailbox, remotes, clock, stop, listener: Some(listener) }
+        let (listen, view) = (ListenMetrics::default(), watch::Sender::new(self.view(raft_id, &[])));
+        let listener = Some(listener);
+        Node { member, myself, mailbox, remotes, clock, stop, metrics, listen, view, listener }
     }
 
     fn view(&self, me: RaftId, members: &[&Node]) -> Arc<View> {
@@ -103,22 +119,55 @@ impl World {
 impl Node {
     /// Takes raft messages of the members in `view`.
     fn serve(&mut self, view: Arc<View>) -> JoinHandle<()> {
-        let (_, view) = watch::channel(view);
-        let metrics = TransportMetrics::default();
-        let api =
-            RaftApi::new(self.remotes.clone(), view, self.mailbox.clone(), metrics, self.stop.clone(), log());
+        self.view.send_replace(view);
+        let (view, metrics) = (self.view.subscribe(), self.metrics.clone());
+        let api = RaftApi::new(self.remotes.clone(), view, self.mailbox.clone(), metrics, log());
+        let service = v1::raft_server::RaftServer::new(api).max_decoding_message_size(BATCH_BYTES_MAX);
+        self.serve_as(tonic::service::Routes::new(service))
+    }
+
+    /// Answers with `routes`, whatever they do.
+    fn serve_as(&mut self, routes: tonic::service::Routes) -> JoinHandle<()> {
         let acceptor = Acceptor {
             tls: ServerTls::api(Arc::clone(&self.myself.credentials)),
             limits: ListenLimits::default(),
-            metrics: ListenMetrics::default(),
+            metrics: self.listen.clone(),
             stop: self.stop.clone(),
             log: log(),
         };
         let incoming = acceptor.incoming(self.listener.take().unwrap());
         let server = tonic::transport::Server::builder()
-            .add_service(v1::raft_server::RaftServer::new(api))
+            .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, self.stop.clone().cancelled_owned());
         tokio::spawn(async move { server.await.unwrap() })
+    }
+
+    /// A connection to `other` with this one's certificate, for whatever the transport itself would not say.
+    async fn client(&self, other: &Node) -> v1::raft_client::RaftClient<Channel> {
+        let (id, key_hash) = (other.member.id, Some(other.member.key_hash));
+        let connector = Connector::node(Arc::clone(&self.myself.credentials), Expect::Node { id, key_hash });
+        let address = &other.member.addresses[0];
+        let connection = grpc::connect(&connector, address, &ChannelParams::default()).await.unwrap();
+        v1::raft_client::RaftClient::new(connection.channel)
+    }
+
+    fn hello_to(&self, other: &Node) -> v1::Hello {
+        convert::hello_to(&self.myself.hello(Some(other.member.id)))
+    }
+
+    /// How a metric of this one stands, of all lines whose labels hold `label` together.
+    fn metric(&self, name: &str, label: &str) -> f64 {
+        let mut registry = Registry::default();
+        self.metrics.register(&mut registry);
+        self.listen.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let lines =
+            text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.split_once("} "));
+        lines
+            .filter(|(labels, _)| labels.contains(label))
+            .map(|(_, value)| value.parse::<f64>().unwrap())
+            .sum()
     }
 
     async fn until_connected(&self, raft_id: RaftId, connected: bool) {
@@ -138,6 +187,15 @@ impl Node {
         let seen = watching.wait_for(|reach| reach.of.get(&raft_id).is_some_and(&wanted));
         let seen = tokio::time::timeout(PATIENCE, seen).await.expect("it is reached in time").unwrap();
         seen.of[&raft_id].clone()
+    }
+
+    /// Waits until `seen` says so.
+    async fn until(what: &str, mut seen: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !seen() {
+            assert!(Instant::now() < deadline, "{what} does not come");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     fn reason(&self, of: &Node) -> String {

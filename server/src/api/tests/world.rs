@@ -242,7 +242,6 @@ impl World {
             driver.view.clone(),
             mailbox.clone(),
             transport_metrics.clone(),
-            stop.clone(),
             log.clone(),
         );
         let between = tonic::service::Routes::new(v1::peering_server::PeeringServer::new(peering))
