@@ -190,8 +190,14 @@ impl Mailbox {
     }
 
     fn put<T>(&self, change: impl FnOnce(&mut Inbox) -> T) -> T {
-        let result = change(&mut self.lock());
-        self.shared.wake.notify_one();
+        let mut inbox = self.lock();
+        let was_empty = inbox.is_empty();
+        let result = change(&mut inbox);
+        drop(inbox);
+        // The thread sleeps only on an empty inbox, and waking is a system call.
+        if was_empty {
+            self.shared.wake.notify_one();
+        }
         result
     }
 
