@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test lint fmt doc image interop sim kill-rounds power-loss partitions big-download clean
-.PHONY: bench bench-forward bench-framing bench-scale bench-raft
+.PHONY: bench bench-forward bench-framing bench-scale bench-raft disk-growth
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ bench-scale: ## Measure thousands of forwards and idle clients at once: target/b
 
 bench-raft: ## Measure writes, reads and failover of three Servers beside etcd: target/bench/raft.json
 	cargo run --release -p p2p-tests --bin bench_raft
+
+disk-growth: ## Measure disk and memory of a Server after 1,000,000 writes (DISK_GROWTH_WRITES=N): target/bench/disk-growth.json
+	cargo run --release -p p2p-tests --bin disk_growth
 
 clean: ## Remove what was built
 	cargo clean
