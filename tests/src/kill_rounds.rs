@@ -410,9 +410,11 @@ fn kill(cluster: &mut Cluster, victim: usize) -> anyhow::Result<()> {
     cluster.servers[victim].kill()
 }
 
-/// The members as they are replicated: who sees whom connected is no part of it.
+/// The members as they are replicated: who sees whom connected, and who leads, is no part of it.
 fn table(mut members: Vec<Member>) -> Vec<Member> {
-    members.iter_mut().for_each(|member| member.connected = true);
+    for member in &mut members {
+        (member.connected, member.master) = (true, String::new());
+    }
     members
 }
 

@@ -315,9 +315,11 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
     }
 }
 
-/// The members as they are replicated: who sees whom connected is no part of it.
+/// The members as they are replicated: who sees whom connected, and who leads, is no part of it.
 fn table(mut members: Vec<Member>) -> Vec<Member> {
-    members.iter_mut().for_each(|member| member.connected = true);
+    for member in &mut members {
+        (member.connected, member.master) = (true, String::new());
+    }
     members
 }
 

@@ -70,7 +70,8 @@ pub struct Clients {
 /// What all clients share.
 #[derive(Debug)]
 struct World {
-    servers: Vec<Access>,
+    /// Servers may be added.
+    servers: Mutex<Vec<Access>>,
     load: Load,
     recorder: Recorder,
     next_value: AtomicU64,
@@ -89,7 +90,7 @@ impl Clients {
     pub fn start(servers: &[Access], load: Load, rng: &mut StdRng) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let world = Arc::new(World {
-            servers: servers.to_vec(),
+            servers: Mutex::new(servers.to_vec()),
             load,
             recorder: Recorder::default(),
             next_value: AtomicU64::new(1),
@@ -101,13 +102,18 @@ impl Clients {
             let client = Client {
                 number,
                 world: Arc::clone(&world),
-                channels: vec![None; servers.len()],
+                channels: BTreeMap::new(),
                 seen: 0,
                 rng: StdRng::from_rng(rng),
             };
             runtime.spawn(client.go_on());
         }
         Ok(Clients { runtime, world })
+    }
+
+    /// Has them ask one more Server from now on.
+    pub fn add_server(&self, access: Access) {
+        self.world.servers.lock().unwrap_or_else(PoisonError::into_inner).push(access);
     }
 
     /// Waits for the operations under way and lets no other begin until the guard is dropped.
@@ -150,8 +156,8 @@ impl Clients {
         ensure!(!servers.is_empty(), "nobody is left to be asked");
         let mut channels = Vec::new();
         for server in servers {
-            let connected = self.world.servers[*server].channel(PROBE_PATIENCE);
-            channels.push((*server, self.runtime.block_on(connected)?));
+            let access = self.world.access(*server);
+            channels.push((*server, self.runtime.block_on(access.channel(PROBE_PATIENCE))?));
         }
         let began = Instant::now();
         fault()?;
@@ -174,6 +180,16 @@ impl Clients {
 }
 
 impl World {
+    /// How to reach a Server, by its place.
+    fn access(&self, server: usize) -> Access {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)[server].clone()
+    }
+
+    /// Any Server.
+    fn choose(&self, rng: &mut StdRng) -> usize {
+        rng.random_range(0..self.servers.lock().unwrap_or_else(PoisonError::into_inner).len())
+    }
+
     /// One write at one Server, by a client of its own.
     async fn probe(self: Arc<Self>, server: usize, channel: BearerChannel, acknowledged: Sender<()>) {
         let _turn = Arc::clone(&self.gate).read_owned().await;
@@ -224,7 +240,7 @@ enum Failure {
 struct Client {
     number: usize,
     world: Arc<World>,
-    channels: Vec<Option<BearerChannel>>,
+    channels: BTreeMap<usize, BearerChannel>,
     /// The revision it was told of last.
     seen: u64,
     rng: StdRng,
@@ -250,7 +266,7 @@ impl Client {
             _ => Call::WriteIf { value: value(), expected: self.seen },
         };
         let request_id = uuid::Builder::from_random_bytes(self.rng.random()).into_uuid().to_string();
-        let mut server = self.rng.random_range(0..world.servers.len());
+        let mut server = world.choose(&mut self.rng);
         let mut operation = world.recorder.invoke(self.number, server, call);
         let mut is_unknown = false;
         for _ in 0..SENDINGS {
@@ -270,7 +286,7 @@ impl Client {
             if call == Call::Read || !is_unknown || self.rng.random_ratio(GIVEN_UP.0, GIVEN_UP.1) {
                 break;
             }
-            server = self.rng.random_range(0..world.servers.len());
+            server = world.choose(&mut self.rng);
             operation.ask_again_at(server);
         }
         if !is_unknown {
@@ -281,10 +297,10 @@ impl Client {
     async fn ask(&mut self, server: usize, call: Call, request_id: &str) -> Result<Outcome, Failure> {
         let world = Arc::clone(&self.world);
         let patience = world.load.patience;
-        let channel = match &self.channels[server] {
+        let channel = match self.channels.get(&server) {
             Some(channel) => channel.clone(),
-            None => match timeout(patience, world.servers[server].channel(patience)).await {
-                Ok(Ok(channel)) => self.channels[server].insert(channel).clone(),
+            None => match timeout(patience, world.access(server).channel(patience)).await {
+                Ok(Ok(channel)) => self.channels.entry(server).or_insert(channel).clone(),
                 // Nothing was sent.
                 Ok(Err(_)) | Err(_) => return Err(Failure::Nothing),
             },
@@ -298,7 +314,7 @@ impl Client {
         let answer = timeout(patience, asked).await;
         let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
         if answer.as_ref().is_err_and(|status| code_of(status).is_none()) {
-            self.channels[server] = None;
+            self.channels.remove(&server);
         }
         world.judge(answer)
     }
