@@ -6,14 +6,16 @@
 //! | key | value |
 //! |---|---|
 //! | `o` | [`Origin`]: how this Server came into the cluster, written first |
-//! | `h` | hard state |
+//! | `h` | hard state, when it was written without entries |
 //! | `s` | the snapshot's position, members, length and hash |
 //! | `d` index part | the data of the snapshot at that index |
-//! | `e` index part | an entry of the log |
+//! | `e` index part | entries of the log that were written together, from that index on, and the hard state with them |
 //!
 //! Every change is one batch, which sled applies as a whole or not at all, also over a crash. It counts as
 //! stored when [`Store`] returns: sled's own flush does not reach the disk on Linux (it starts the write-back and
-//! syncs nothing), so the log file is synced by a descriptor of our own afterwards.
+//! syncs nothing), so the log file is synced by a descriptor of our own afterwards. What raft writes most, a few new
+//! entries and its hard state, is a single value: sled writes that at once, while it writes the head of a batch
+//! separately and waits for the disk twice.
 //!
 //! No value is longer than `parts::PART_BYTES`: sled moves what is larger than a quarter of a segment into files
 //! that it never syncs, and what it writes is not the value alone but its leaf with up to some twenty neighbours.
@@ -53,6 +55,8 @@ const SNAPSHOT: &[u8] = b"s";
 const SNAPSHOT_DATA: u8 = b'd';
 const ENTRY: u8 = b'e';
 
+/// Entries under one key, encoded: what a compaction keeps too much is bounded by it. One entry may be longer.
+const ENTRIES_BYTES: usize = 64 * 1024;
 /// sled keeps pages in memory; the working set is the tail of the log.
 const CACHE_BYTES: u64 = 32 << 20;
 /// How long sled's threads of a former owner in this process may take to end.
@@ -103,6 +107,8 @@ pub struct Store {
     /// sled's log file, to sync what sled has flushed.
     log_file: File,
     hard_state: HardState,
+    /// The last stored entry; that of the snapshot when there is none after it.
+    last_index: u64,
     /// How often the hard state was written.
     writes: u64,
     /// Of these, what is synced for sure.
@@ -155,12 +161,23 @@ impl Store {
             tree,
             log_file,
             hard_state: HardState::default(),
+            last_index: 0,
             snapshot_index: 0,
             compacting: None,
         };
-        let found = store.guarded(|store| Ok((store.read_hard_state()?, store.read_snapshot_record()?)))?;
-        (store.hard_state, store.writes) = found.0;
-        store.snapshot_index = found.1.map_or(0, |record| record.index);
+        let found = store.guarded(|store| {
+            Ok((store.read_hard_state()?, store.read_last_entries()?, store.read_snapshot_record()?))
+        })?;
+        let (alone, newest, snapshot) = found;
+        store.snapshot_index = snapshot.map_or(0, |record| record.index);
+        let last = newest.as_ref().and_then(|newest| newest.entries.last()).map_or(0, |entry| entry.index);
+        store.last_index = last.max(store.snapshot_index);
+        let with_entries = newest.and_then(|newest| newest.hard_state);
+        let states = [alone, with_entries].into_iter().flatten();
+        if let Some(record) = states.max_by_key(|record| record.writes) {
+            let v1::StoredHardState { term, vote, commit, writes } = record;
+            (store.hard_state, store.writes) = (HardState { term, vote, commit }, writes);
+        }
         if store.writes < synced {
             return Err(store.damaged(format_args!("it has lost {} writes", synced - store.writes)));
         }
@@ -214,12 +231,12 @@ impl Store {
     /// # Errors
     /// When it could not be made durable.
     pub fn begin(&mut self, origin: &Origin, founding: Option<&Persist>) -> Result<(), StoreError> {
-        let mut batch = Batch::default();
-        batch.insert(ORIGIN, origin_to(origin).encode_to_vec());
+        let mut changes = Changes::default();
+        changes.insert(ORIGIN.to_vec(), origin_to(origin).encode_to_vec());
         if let Some(persist) = founding {
-            self.put_persist(&mut batch, persist)?;
+            self.put_persist(&mut changes, std::slice::from_ref(persist))?;
         }
-        self.write(batch)
+        self.write(changes)
     }
 
     /// Writes what raft wants persisted, one after the other with one sync, and returns when it is.
@@ -227,18 +244,15 @@ impl Store {
     /// # Errors
     /// When it could not be made durable: the process must end.
     pub fn persist(&mut self, writes: &[Persist]) -> Result<(), StoreError> {
-        let mut batch = Batch::default();
-        let mut last_put = 0;
-        for persist in writes {
-            let takes_back = persist.entries.first().is_some_and(|first| first.index <= last_put);
-            if takes_back || persist.snapshot.is_some() {
-                // What it takes back is looked up in the tree.
-                self.apply(std::mem::take(&mut batch))?;
-            }
-            self.put_persist(&mut batch, persist)?;
-            last_put = persist.entries.last().map_or(last_put, |last| last.index);
+        let mut left = writes;
+        while !left.is_empty() {
+            let (now, later) = left.split_at(appending(left));
+            let mut changes = Changes::default();
+            self.put_persist(&mut changes, now)?;
+            self.apply(changes)?;
+            left = later;
         }
-        self.write(batch)
+        self.sync_writes()
     }
 
     /// Begins to store a snapshot of our own in place of the former one and to forget the entries before it;
@@ -264,22 +278,22 @@ impl Store {
 
     fn store_step(&mut self, compaction: Compaction, first_part: usize) -> Result<(), StoreError> {
         let snapshot = &compaction.snapshot;
-        let mut batch = Batch::default();
+        let mut changes = Changes::default();
         let parts = parts::split_long(&snapshot.data).skip(first_part).take(STEP_PARTS);
         let mut next_part = first_part;
         for (part, value) in parts {
-            batch.insert(parts::long_key(SNAPSHOT_DATA, snapshot.index, part), value);
+            changes.insert(parts::long_key(SNAPSHOT_DATA, snapshot.index, part), value.to_vec());
             next_part += 1;
         }
         if next_part - first_part == STEP_PARTS {
             // Synced with the record at the latest: sled's log keeps the order.
-            self.apply(batch)?;
+            self.apply(changes)?;
             self.compacting = Some(Compacting::Storing { compaction, next_part });
             return Ok(());
         }
-        self.put_snapshot_record(&mut batch, snapshot);
+        self.put_snapshot_record(&mut changes, snapshot);
         self.compacting = Some(Compacting::Forgetting { first_kept: compaction.first_kept });
-        self.write(batch)
+        self.write(changes)
     }
 
     fn forget_step(&mut self, first_kept: u64) -> Result<(), StoreError> {
@@ -287,14 +301,16 @@ impl Store {
             (parts::long_key(SNAPSHOT_DATA, 0, 0), parts::long_key(SNAPSHOT_DATA, u64::MAX, u32::MAX));
         let kept = parts::long_key(SNAPSHOT_DATA, self.snapshot_index, 0);
         let after = parts::long_key(SNAPSHOT_DATA, self.snapshot_index, u32::MAX);
-        let entries = (parts::key(ENTRY, 0, 0), parts::key(ENTRY, first_kept, 0));
-        let mut batch = Batch::default();
+        // Entries that were written together are kept together.
+        let first_kept_key = self.key_of_entries_with(first_kept)?.unwrap_or(0);
+        let entries = (parts::key(ENTRY, 0, 0), parts::key(ENTRY, first_kept_key, 0));
+        let mut changes = Changes::default();
         let mut left = STEP_KEYS;
         for (first, end) in [(first, kept), (after, last), entries] {
-            left -= self.remove_some(&mut batch, &first, &end, left)?;
+            left -= self.remove_some(&mut changes, &first, &end, left)?;
         }
         if left < STEP_KEYS {
-            self.apply(batch)?;
+            self.apply(changes)?;
             self.compacting = Some(Compacting::Forgetting { first_kept });
         }
         Ok(())
@@ -309,53 +325,89 @@ impl Store {
         if commit <= self.hard_state.commit {
             return Ok(());
         }
-        let mut batch = Batch::default();
-        self.put_hard_state(&mut batch, HardState { commit, ..self.hard_state });
-        self.apply(batch)?;
+        let mut changes = Changes::default();
+        let record = self.next_hard_state(HardState { commit, ..self.hard_state });
+        changes.insert(HARD_STATE.to_vec(), record.encode_to_vec());
+        self.apply(changes)?;
         self.flush()
     }
 
-    fn put_persist(&mut self, batch: &mut Batch, persist: &Persist) -> Result<(), StoreError> {
-        let all = parts::key(ENTRY, u64::MAX, u16::MAX);
-        if let Some(snapshot) = &persist.snapshot {
-            self.remove_some(batch, &parts::key(ENTRY, 0, 0), &all, usize::MAX)?;
-            self.put_snapshot(batch, snapshot)?;
+    /// Writes that only append to each other, the first of which may take back what is stored or bring a snapshot.
+    fn put_persist(&mut self, changes: &mut Changes, writes: &[Persist]) -> Result<(), StoreError> {
+        let Some(last) = writes.last() else { return Ok(()) };
+        let record = self.next_hard_state(last.hard_state);
+        if let Some(snapshot) = &writes[0].snapshot {
+            let all = (parts::key(ENTRY, 0, 0), parts::key(ENTRY, u64::MAX, u16::MAX));
+            self.remove_some(changes, &all.0, &all.1, usize::MAX)?;
+            self.put_snapshot(changes, snapshot)?;
+            self.last_index = snapshot.index;
         }
-        if let Some(first) = persist.entries.first() {
-            self.remove_some(batch, &parts::key(ENTRY, first.index, 0), &all, usize::MAX)?;
+        let mut entries = writes.iter().flat_map(|persist| &persist.entries).peekable();
+        let Some(first) = entries.peek().map(|first| first.index) else {
+            changes.insert(HARD_STATE.to_vec(), record.encode_to_vec());
+            return Ok(());
+        };
+        if first <= self.last_index {
+            self.take_back(changes, first, record)?;
         }
-        for entry in &persist.entries {
-            let bytes = wire::entry_to(entry.clone()).encode_to_vec();
-            for (part, value) in parts::split(&bytes) {
-                batch.insert(parts::key(ENTRY, entry.index, part), value);
+        let mut together = v1::StoredEntries { entries: Vec::new(), hard_state: Some(record) };
+        let mut bytes = 0;
+        for entry in entries {
+            self.last_index = entry.index;
+            let entry = wire::entry_to(entry.clone());
+            let length = entry.encoded_len();
+            if bytes > 0 && bytes + length > ENTRIES_BYTES {
+                put_entries(changes, &together);
+                together.entries.clear();
+                bytes = 0;
             }
+            bytes += length;
+            together.entries.push(entry);
         }
-        self.put_hard_state(batch, persist.hard_state);
+        put_entries(changes, &together);
         Ok(())
     }
 
-    fn put_hard_state(&mut self, batch: &mut Batch, state: HardState) {
+    /// Deletes the entries from `first` on.
+    fn take_back(
+        &self,
+        changes: &mut Changes,
+        first: u64,
+        record: v1::StoredHardState,
+    ) -> Result<(), StoreError> {
+        let from = self.key_of_entries_with(first)?.unwrap_or(first);
+        let all = (parts::key(ENTRY, from, 0), parts::key(ENTRY, u64::MAX, u16::MAX));
+        self.remove_some(changes, &all.0, &all.1, usize::MAX)?;
+        let mut stays = self.read_entries_at(from)?.entries;
+        stays.retain(|entry| entry.index < first);
+        if !stays.is_empty() {
+            put_entries(changes, &v1::StoredEntries { entries: stays, hard_state: Some(record) });
+        }
+        Ok(())
+    }
+
+    /// The record of `state` as the next write of all.
+    fn next_hard_state(&mut self, state: HardState) -> v1::StoredHardState {
         self.writes += 1;
-        let (HardState { term, vote, commit }, writes) = (state, self.writes);
-        let record = v1::StoredHardState { term, vote, commit, writes };
-        batch.insert(HARD_STATE, record.encode_to_vec());
         self.hard_state = state;
+        let HardState { term, vote, commit } = state;
+        v1::StoredHardState { term, vote, commit, writes: self.writes }
     }
 
     /// A snapshot in place of all others, those half stored too.
-    fn put_snapshot(&mut self, batch: &mut Batch, snapshot: &Snapshot) -> Result<(), StoreError> {
+    fn put_snapshot(&mut self, changes: &mut Changes, snapshot: &Snapshot) -> Result<(), StoreError> {
         let (first, end) =
             (parts::long_key(SNAPSHOT_DATA, 0, 0), parts::long_key(SNAPSHOT_DATA, u64::MAX, u32::MAX));
-        self.remove_some(batch, &first, &end, usize::MAX)?;
+        self.remove_some(changes, &first, &end, usize::MAX)?;
         for (part, value) in parts::split_long(&snapshot.data) {
-            batch.insert(parts::long_key(SNAPSHOT_DATA, snapshot.index, part), value);
+            changes.insert(parts::long_key(SNAPSHOT_DATA, snapshot.index, part), value.to_vec());
         }
-        self.put_snapshot_record(batch, snapshot);
+        self.put_snapshot_record(changes, snapshot);
         self.compacting = None;
         Ok(())
     }
 
-    fn put_snapshot_record(&mut self, batch: &mut Batch, snapshot: &Snapshot) {
+    fn put_snapshot_record(&mut self, changes: &mut Changes, snapshot: &Snapshot) {
         let record = v1::StoredSnapshot {
             index: snapshot.index,
             term: snapshot.term,
@@ -363,15 +415,15 @@ impl Store {
             data_bytes: snapshot.data.len() as u64,
             data_sha256: Sha256::digest(&snapshot.data).to_vec().into(),
         };
-        batch.insert(SNAPSHOT, record.encode_to_vec());
+        changes.insert(SNAPSHOT.to_vec(), record.encode_to_vec());
         self.snapshot_index = snapshot.index;
     }
 
     /// Deletes the stored keys from `first` to before `end`, at most `max`; returns how many. Keys inserted into the
-    /// batch later stay.
+    /// changes later stay.
     fn remove_some(
         &self,
-        batch: &mut Batch,
+        changes: &mut Changes,
         first: &[u8],
         end: &[u8],
         max: usize,
@@ -379,21 +431,26 @@ impl Store {
         let mut removed = 0;
         if first < end {
             for key in self.tree.range(first..end).keys().take(max) {
-                batch.remove(key.map_err(|e| StoreError::Write(e.to_string()))?);
+                changes.remove(key.map_err(|e| StoreError::Write(e.to_string()))?.to_vec());
                 removed += 1;
             }
         }
         Ok(removed)
     }
 
-    fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
-        self.apply(batch)?;
+    fn write(&mut self, changes: Changes) -> Result<(), StoreError> {
+        self.apply(changes)?;
+        self.sync_writes()
+    }
+
+    /// After this all writes so far outlive a power loss, and it is known that they were there.
+    fn sync_writes(&self) -> Result<(), StoreError> {
         self.sync()?;
         self.mark.note(self.writes).map_err(|e| StoreError::Write(e.to_string()))
     }
 
-    fn apply(&self, batch: Batch) -> Result<(), StoreError> {
-        self.tree.apply_batch(batch).map_err(|e| StoreError::Write(e.to_string()))
+    fn apply(&self, changes: Changes) -> Result<(), StoreError> {
+        changes.apply(&self.tree).map_err(|e| StoreError::Write(e.to_string()))
     }
 
     /// After this what was applied outlives the process.
@@ -411,11 +468,33 @@ impl Store {
         self.tree.get(key).map_err(|e| self.damaged(e))
     }
 
-    /// The hard state and how often it was written.
-    fn read_hard_state(&self) -> Result<(HardState, u64), StoreError> {
-        let Some(bytes) = self.get(HARD_STATE)? else { return Ok((HardState::default(), 0)) };
-        let record = v1::StoredHardState::decode(&*bytes).map_err(|e| self.damaged(e))?;
-        Ok((HardState { term: record.term, vote: record.vote, commit: record.commit }, record.writes))
+    /// The hard state that was written last without entries.
+    fn read_hard_state(&self) -> Result<Option<v1::StoredHardState>, StoreError> {
+        let Some(bytes) = self.get(HARD_STATE)? else { return Ok(None) };
+        v1::StoredHardState::decode(&*bytes).map(Some).map_err(|e| self.damaged(e))
+    }
+
+    /// The last entries that were written together.
+    fn read_last_entries(&self) -> Result<Option<v1::StoredEntries>, StoreError> {
+        let last = self.key_of_entries_with(u64::MAX)?;
+        last.map(|first| self.read_entries_at(first)).transpose()
+    }
+
+    /// The index under which the entry at `index` lies with others, or the last ones before it.
+    fn key_of_entries_with(&self, index: u64) -> Result<Option<u64>, StoreError> {
+        let (first, end) = (parts::key(ENTRY, 0, 0), parts::key(ENTRY, index, u16::MAX));
+        let Some(key) = self.tree.range(first..=end).keys().next_back() else { return Ok(None) };
+        let key = key.map_err(|e| self.damaged(e))?;
+        parts::number(&key).map(Some).ok_or_else(|| self.damaged("a key has another form"))
+    }
+
+    /// The entries that lie under `first`; none when nothing does.
+    fn read_entries_at(&self, first: u64) -> Result<v1::StoredEntries, StoreError> {
+        let mut bytes = Vec::new();
+        for item in self.tree.range(parts::key(ENTRY, first, 0)..=parts::key(ENTRY, first, u16::MAX)) {
+            bytes.extend_from_slice(&item.map_err(|e| self.damaged(e))?.1);
+        }
+        v1::StoredEntries::decode(Bytes::from(bytes)).map_err(|e| self.damaged(e))
     }
 
     fn read_snapshot_record(&self) -> Result<Option<v1::StoredSnapshot>, StoreError> {
@@ -456,20 +535,75 @@ impl Store {
                 _ => joined.push((index, value.to_vec())),
             }
         }
-        joined
-            .into_iter()
-            .map(|(index, bytes)| {
-                let entry = v1::RaftEntry::decode(Bytes::from(bytes)).map_err(|e| self.damaged(e))?;
-                if entry.index != index {
+        let mut entries = Vec::<LogEntry>::new();
+        for (first, bytes) in joined {
+            let together = v1::StoredEntries::decode(Bytes::from(bytes)).map_err(|e| self.damaged(e))?;
+            for (index, entry) in (first..).zip(together.entries) {
+                let follows = entries.last().is_none_or(|last| last.index + 1 == index);
+                if entry.index != index || !follows {
                     return Err(self.damaged(format_args!("entry {} lies at {index}", entry.index)));
                 }
-                Ok(wire::entry_from(entry))
-            })
-            .collect()
+                entries.push(wire::entry_from(entry));
+            }
+        }
+        Ok(entries)
     }
 
     fn damaged(&self, reason: impl std::fmt::Display) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), reason: reason.to_string() }
+    }
+}
+
+/// Keys to be written and deleted in one step.
+#[derive(Debug, Default)]
+struct Changes {
+    of: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Changes {
+    fn insert(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.of.push((key, Some(value)));
+    }
+
+    /// Unless it is inserted later.
+    fn remove(&mut self, key: Vec<u8>) {
+        self.of.push((key, None));
+    }
+
+    /// One key is written at once; sled puts a head before a batch, which it writes by itself.
+    fn apply(mut self, tree: &sled::Tree) -> sled::Result<()> {
+        if let [(key, Some(value))] = &mut self.of[..] {
+            return tree.insert(std::mem::take(key), std::mem::take(value)).map(drop);
+        }
+        let mut batch = Batch::default();
+        for (key, value) in self.of {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        tree.apply_batch(batch)
+    }
+}
+
+/// How many of `writes`, at least the first, only add entries to those of the first.
+fn appending(writes: &[Persist]) -> usize {
+    let mut last = None;
+    for (nth, persist) in writes.iter().enumerate() {
+        let first = persist.entries.first().map(|entry| entry.index);
+        let adds = last.zip(first).is_none_or(|(last, first): (u64, u64)| first == last + 1);
+        if nth > 0 && (persist.snapshot.is_some() || !adds) {
+            return nth;
+        }
+        last = persist.entries.last().map(|entry| entry.index).or(last);
+    }
+    writes.len()
+}
+
+fn put_entries(changes: &mut Changes, together: &v1::StoredEntries) {
+    let Some(first) = together.entries.first() else { return };
+    for (part, value) in parts::split(&together.encode_to_vec()) {
+        changes.insert(parts::key(ENTRY, first.index, part), value.to_vec());
     }
 }
 
