@@ -40,6 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LEAVING_FOR: Duration = Duration::from_secs(5);
 /// Between two looks at whether it has lost its vote.
 const LEAVING_LOOK: Duration = Duration::from_millis(20);
+/// The only vote moves to a Server heard within so many ticks: once begun, nothing is decided without it.
+const HEIR_SILENT_TICKS: u64 = 4;
 /// Until another one leads: an election, should the hand-over get lost.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -126,10 +128,27 @@ impl Group {
         let change = match change {
             GroupChange::HandOver(to) => return proposer.transfer(to).await,
             GroupChange::AddLearner(id) => MembershipChange::AddLearner(id),
-            GroupChange::SetVoters(voters) => MembershipChange::SetVoters(voters),
+            GroupChange::SetVoters(voters) => {
+                self.check_heir(&voters).await?;
+                MembershipChange::SetVoters(voters)
+            }
             GroupChange::Remove { id, voters } => MembershipChange::Remove { id, voters },
         };
         proposer.change_members(change).await
+    }
+
+    /// Silence of half a second is enough for most; whoever is to decide alone must be there now.
+    async fn check_heir(&self, voters: &BTreeSet<RaftId>) -> Result<(), ProposeError> {
+        let Shared { proposer, .. } = &*self.shared;
+        let me = proposer.view().raft_id;
+        let Some(heir) = voters.first().filter(|heir| voters.len() == 1 && **heir != me) else {
+            return Ok(());
+        };
+        let progress = proposer.progress().await?;
+        let seen = progress.iter().find(|member| member.raft_id == *heir);
+        let there =
+            seen.and_then(|member| member.silent_ticks).is_some_and(|ticks| ticks <= HEIR_SILENT_TICKS);
+        if there { Ok(()) } else { Err(refused("the one to vote alone was not heard just now")) }
     }
 
     /// How all members are, as this Server, leading, sees them.
@@ -177,7 +196,7 @@ impl Group {
         Ok(progress.into_iter().map(|member| (member.raft_id, member.behind)).collect())
     }
 
-    /// Hands the leadership of this Server to `to`, or to the voter that has most. Returns who leads then.
+    /// Hands the leadership of this Server to `to`, or to a voter that is up to date. Returns who leads then.
     ///
     /// # Errors
     /// When it does not lead, `to` cannot, or nobody has taken over in time.

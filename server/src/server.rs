@@ -32,7 +32,7 @@ use p2p_server_raft::RaftConfig;
 use prometheus_client::registry::Registry;
 use slog::{Logger, info, o, warn};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -248,56 +248,50 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         print_join_commands(&config, listen);
     }
 
-    let (mut end, mut must_stop, mut has_left) = (driver.end, None, false);
-    let ended = tokio::select! {
-        ended = &mut end => Some(ended),
+    let mut end = driver.end;
+    let ending = tokio::select! {
+        ended = &mut end => Ending::Raft(ended),
         Ok(alarm) = alarms.wait_for(|alarm| alarm.must_stop.is_some()) => {
             // From here on no vote and no write: raft ends before anything else.
             mailbox.stop();
-            let why = alarm.must_stop.as_ref().map(ToString::to_string).unwrap_or_default();
-            drop(alarm);
-            // One that leaves may hear it from others before it hears that its own request is done.
-            has_left = tokio::time::timeout(LEAVE_HEARD, group.left()).await.is_ok();
+            Ending::MustStop(alarm.must_stop.as_ref().map(ToString::to_string).unwrap_or_default())
+        }
+        () = shutdown.requested() => Ending::Asked,
+        () = group.left() => Ending::Left,
+    };
+    let ending = match ending {
+        // One that leaves may hear it from others before it hears that its own request is done.
+        Ending::MustStop(_) if tokio::time::timeout(LEAVE_HEARD, group.left()).await.is_ok() => Ending::Left,
+        ending => ending,
+    };
+    match ending {
+        Ending::Raft(ended) => {
+            stop.cancel();
+            let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
+            return Err(raft_ended(ended, &config));
+        }
+        Ending::MustStop(why) => {
+            let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
+            stop.cancel();
+            let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
             let data = config.data.display();
-            must_stop = Some(Exit::needs_operator(format!(
+            return Err(Exit::needs_operator(format!(
                 "{why}. This server neither votes nor writes any more. To bring it back, type `p2p-server rejoin \
                  --discard-state --data {data}` and start it again: its store is moved aside, and it returns under a \
                  new raft id"
             )));
-            None
         }
-        () = shutdown.requested() => None,
-        () = group.left() => {
-            has_left = true;
-            None
+        Ending::Asked => {
+            ready_tx.send_replace(Readiness::NotReady(vec!["stopping".to_owned()]));
+            stop::HandOver { group, proposer: proposer.clone(), remotes, log: log.clone() }.run().await;
         }
-    };
-    if let Some(exit) = must_stop.filter(|_| !has_left) {
-        let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
-        stop.cancel();
-        let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
-        return Err(exit);
-    }
-    if let Some(ended) = ended {
-        stop.cancel();
-        let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
-        return Err(match ended {
-            Ok(DriverEnd::Panicked(why)) => Exit::failed(format!("a bug stopped raft: {why}")),
-            Ok(end @ DriverEnd::LogLost(_)) => {
-                Exit::needs_operator(format!("{end}. {}", advice(&config.data)))
-            }
-            Ok(end) => Exit::needs_operator(end),
-            Err(_) => Exit::failed("the raft thread is gone"),
-        });
-    }
-    ready_tx.send_replace(Readiness::NotReady(vec!["stopping".to_owned()]));
-    if has_left {
-        println!(
-            "{} has left its cluster. Its data directory is of no more use: to join again, start with an empty one",
-            identity.name()
-        );
-    } else {
-        stop::HandOver { group, proposer: proposer.clone(), remotes, log: log.clone() }.run().await;
+        Ending::Left => {
+            ready_tx.send_replace(Readiness::NotReady(vec!["this server has left its cluster".to_owned()]));
+            println!(
+                "{} has left its cluster. Its data directory is of no more use: to join again, start with an empty one",
+                identity.name()
+            );
+        }
     }
     // Whoever waits for an answer gets it while raft can still give one.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, proposer.drain()).await;
@@ -309,6 +303,27 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
     info!(log, "stopped");
     Ok(())
+}
+
+/// Why a Server ends.
+enum Ending {
+    /// It was told to.
+    Asked,
+    /// It was taken out of its cluster by its own operator.
+    Left,
+    /// Others have proved, in these words, that it must not go on.
+    MustStop(String),
+    /// Raft has ended by itself.
+    Raft(Result<DriverEnd, oneshot::error::RecvError>),
+}
+
+fn raft_ended(ended: Result<DriverEnd, oneshot::error::RecvError>, config: &ServerConfig) -> Exit {
+    match ended {
+        Ok(DriverEnd::Panicked(why)) => Exit::failed(format!("a bug stopped raft: {why}")),
+        Ok(end @ DriverEnd::LogLost(_)) => Exit::needs_operator(format!("{end}. {}", advice(&config.data))),
+        Ok(end) => Exit::needs_operator(end),
+        Err(_) => Exit::failed("the raft thread is gone"),
+    }
 }
 
 fn bind(config: &ServerConfig) -> Result<Ports, Exit> {

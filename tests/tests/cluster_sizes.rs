@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use p2p_tests::cluster::{Access, Cluster, FAILED, NEEDS_OPERATOR, PATIENCE, Start, wait_for};
+use p2p_tests::cluster::{Access, Cluster, FAILED, NEEDS_OPERATOR, PATIENCE, Signal, Start, wait_for};
 use p2p_tests::history::{Clients, Load, Reads};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -116,6 +116,18 @@ fn either_of_two_stops_in_order() {
             cluster.wait_agreed(PATIENCE)?;
             ensure!(voters(&cluster, others)? == BTreeSet::from([cluster.servers[others].name().to_owned()]));
         }
+        // Both at once: nobody is left to take the vote, and nothing is left half done.
+        for server in &mut cluster.servers {
+            server.process_mut()?.signal(Signal::Terminate)?;
+        }
+        for server in &mut cluster.servers {
+            let status = server.process_mut()?.wait(STOP_WITHIN)?;
+            ensure!(status.success(), "{} ended with {status}", server.name());
+        }
+        for server in &mut cluster.servers {
+            server.start(Start::Again)?;
+        }
+        cluster.wait_agreed(PATIENCE)?;
         check(&clients).map(|_| ())
     })();
     cluster.explain(tried).unwrap();
