@@ -177,9 +177,15 @@ impl Remotes {
 
     /// Keeps the ways to every other Server of table C until the process stops.
     pub async fn follow(self, mut view: watch::Receiver<Arc<View>>) {
+        // A view is published with every applied entry; few of them say anything about who is there.
+        let mut seen = None;
         loop {
             let now = Arc::clone(&view.borrow_and_update());
-            self.update(self.wanted(&now));
+            let table = (now.state.members_version, now.membership.clone());
+            if seen.as_ref() != Some(&table) {
+                self.update(self.wanted(&now));
+                seen = Some(table);
+            }
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
                 () = self.shared.stop.cancelled() => return,
@@ -409,11 +415,19 @@ impl Shared {
 
     /// Something is learned of a remote that is reached.
     fn change_reached(&self, raft_id: RaftId, change: impl FnOnce(&mut Reached)) {
-        let known = self.reach.borrow().of.get(&raft_id).cloned();
-        if let Some(mut reached) = known {
+        // In one step: who is reached no more must not come back by what was asked before.
+        self.reach.send_if_modified(|now| {
+            let Some(known) = now.of.get(&raft_id) else { return false };
+            let mut reached = known.clone();
             change(&mut reached);
-            self.heard(raft_id, Some(reached));
-        }
+            if reached == *known {
+                return false;
+            }
+            let mut next = Reach::clone(now);
+            next.of.insert(raft_id, reached);
+            *now = Arc::new(next);
+            true
+        });
     }
 
     /// A message to `to` was lost: raft shall not wait for its effect.

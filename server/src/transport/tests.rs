@@ -359,6 +359,9 @@ async fn a_server_tells_how_long_it_has_run_and_that_it_stops() {
     let mut reach = one.remotes.reach();
     let gone = reach.wait_for(|reach| reach.of.is_empty());
     tokio::time::timeout(PATIENCE, gone).await.expect("it is reached no more").unwrap();
+    // A late answer does not bring it back.
+    one.remotes.shared.change_reached(2, |reached| reached.stopping = false);
+    assert_eq!(one.remotes.reach().borrow().of, BTreeMap::new());
     one.stop.cancel();
 }
 
