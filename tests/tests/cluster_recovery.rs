@@ -142,6 +142,7 @@ fn the_learner_goes_on_after_the_voter_is_lost_for_good() {
     let mut cluster = Cluster::start(2).unwrap();
     let tried = (|| {
         describe(&cluster.servers[0], "of two")?;
+        cluster.add_peer(&[])?;
         let before = contents(&cluster.servers[0])?;
         cluster.servers[0].kill()?;
         let force = ["force-new-cluster", "--yes"];
@@ -162,6 +163,8 @@ fn the_learner_goes_on_after_the_voter_is_lost_for_good() {
         assert_eq!((master.name.as_str(), master.epoch, master.provisional), ("s2", 2, false));
         assert_eq!(contents(&cluster.servers[1])?, before);
         describe(&cluster.servers[1], "of one")?;
+        // Peers follow.
+        cluster.peers[0].wait_working(1, PATIENCE)?;
 
         // The lost one was not lost. It meets the other, who is in a higher epoch.
         let words = ["epoch 2", "p2p-server rejoin --discard-state --data"];
@@ -170,6 +173,7 @@ fn the_learner_goes_on_after_the_voter_is_lost_for_good() {
         cluster.servers[0].cli(&["rejoin", "--discard-state"])?.success()?;
         cluster.servers[0].start(Start::Again)?;
         cluster.wait_agreed(PATIENCE)?;
+        cluster.peers[0].wait_working(2, PATIENCE)?;
         assert_eq!(cluster.servers[0].master()?.epoch, 2);
         assert_eq!(description(&cluster.servers[0])?, "of one");
         anyhow::Ok(())

@@ -166,7 +166,9 @@ impl SessionTask {
         let myself = &self.context.myself;
         let expected = Expected {
             cluster_id: myself.credentials.cluster_id(),
-            epoch: myself.epoch,
+            // A Peer has no history to defend: one that lived before a forced recovery is told the new epoch by the
+            // WELCOME and follows it. One that has seen a later epoch belongs to Servers of that.
+            epoch: myself.epoch.min(hello.epoch),
             recovery_id: None,
             me: myself.id,
             authenticated: self.peer.node_id,
