@@ -181,7 +181,7 @@ impl Group {
                 caught_up: me || seen.is_some_and(caught_up),
                 // A process that died is known to be gone long before its silence says so.
                 reachable: me || (reached.is_some() && seen.is_some_and(heard)),
-                started: if me { Some(Now::ZERO) } else { reached.map(|reached| reached.started) },
+                started: if me { Some(clock.started()) } else { reached.map(|reached| reached.started) },
             }
         };
         Ok(known.into_iter().map(of).collect())

@@ -10,7 +10,6 @@
 
 use std::sync::Arc;
 
-use p2p_common::Now;
 use p2p_common::member::MasterTitle;
 use p2p_runtime::clock::{Clock, unix_now};
 use p2p_server_core::{MasterSight, MasterTracker, RaftSight};
@@ -60,7 +59,7 @@ impl MasterTask {
         let reached = reach.of.iter().map(|(id, reached)| (*id, reached.started)).collect();
         let sight = MasterSight {
             me: view.raft_id,
-            started: Now::ZERO,
+            started: self.clock.started(),
             raft: RaftSight {
                 leader: view.status.leader,
                 term: view.status.term,

@@ -102,6 +102,8 @@ pub struct RaftCore {
     waits_for_disk: WaitsForDisk,
     proposals: Proposals,
     reads: Reads,
+    /// Other nodes' questions for a read index that came before this leader could answer them.
+    early_reads: Vec<Message>,
     snapshots: Snapshots,
     election: Election,
     status: Status,
@@ -138,6 +140,7 @@ impl RaftCore {
             joint_since_tick: membership.is_joint().then_some(0),
             proposals: Proposals::new(config.proposals_max),
             reads: Reads::new(&config, nonce),
+            early_reads: Vec::new(),
             snapshots: Snapshots::new(config.snapshot_every_entries),
             outputs: reinstall.map(Output::Install).into_iter().collect(),
             in_flight: VecDeque::new(),

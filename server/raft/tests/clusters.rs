@@ -33,6 +33,7 @@ fn life(seed: u64, planted: Planted) -> [u64; FIGURES.len()] {
     world.faults = Faults {
         crash: [0.0, 0.0002].choose(&mut world.rng).copied().unwrap(),
         slow_write: [0.0, 0.1].choose(&mut world.rng).copied().unwrap(),
+        hung_write: [0.0, 0.02].choose(&mut world.rng).copied().unwrap(),
         write_state: 0.3,
         clock_skew: world.rng.random_bool(0.2),
     };

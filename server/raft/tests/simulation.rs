@@ -33,6 +33,7 @@ fn chaos(seed: u64, planted: Planted, trace: bool) -> ([u64; FIGURES.len()], Opt
     world.faults = Faults {
         crash: [0.0, 0.0005, 0.003].choose(&mut world.rng).copied().unwrap(),
         slow_write: [0.0, 0.1, 0.5].choose(&mut world.rng).copied().unwrap(),
+        hung_write: [0.0, 0.02].choose(&mut world.rng).copied().unwrap(),
         write_state: [0.0, 0.2, 1.0].choose(&mut world.rng).copied().unwrap(),
         clock_skew: world.rng.random_bool(0.3),
     };

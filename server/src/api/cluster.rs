@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt, stream};
+use p2p_common::ErrorCode;
 use p2p_common::setting::SettingName;
-use p2p_common::{ErrorCode, Now};
 use p2p_proto::status::refuse;
 use p2p_proto::v1::cluster_server::Cluster;
 use p2p_proto::{convert, v1};
@@ -90,7 +90,7 @@ impl Cluster for ClusterApi {
         let status = |member: &p2p_common::member::Member| {
             let me = member.raft_id == view.raft_id;
             let reached = reach.of.get(&member.raft_id).map(|reached| reached.started);
-            let started = if me { Some(Now::ZERO) } else { reached };
+            let started = if me { Some(self.context.clock.started()) } else { reached };
             let leads = view.status.leader == Some(member.raft_id);
             v1::MemberStatus {
                 member: Some(convert::member_to(member)),

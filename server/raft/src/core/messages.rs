@@ -8,6 +8,9 @@ use p2p_common::member::RaftId;
 use super::RaftCore;
 use crate::message::{BadMessage, Message, MessageKind};
 
+/// Questions for a read index kept by a new leader; whoever sent those beyond asks again.
+const EARLY_READS_MAX: usize = 64;
+
 /// Why a message was not taken. The state did not change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MessageRefused {
@@ -69,6 +72,14 @@ impl RaftCore {
         if message.kind == MessageKind::ReadIndex && !answers_reads {
             return Ok(());
         }
+        // A leader that has committed nothing yet will have in a moment; raft would drop the question, and whoever
+        // asks would ask again after a while only.
+        if message.kind == MessageKind::ReadIndex && !self.raw.raft.commit_to_current_term() {
+            if self.early_reads.len() < EARLY_READS_MAX {
+                self.early_reads.push(message.clone());
+            }
+            return Ok(());
+        }
         // An election needs the whole log stored and the snapshot applied.
         if message.kind == MessageKind::TimeoutNow && !self.log_is_stored() {
             self.waits_for_disk.timeout_now = Some(message.clone());
@@ -84,6 +95,20 @@ impl RaftCore {
             Err(raft::Error::StepPeerNotFound) => Err(MessageRefused::NotAMember { from: message.from }),
             Err(error) => self.broken("step", &error),
         }
+    }
+
+    /// Answers the questions that came before this leader could; forgets them when it is none.
+    pub(super) fn answer_early_reads(&mut self) {
+        if self.early_reads.is_empty() || (self.leads() && !self.raw.raft.commit_to_current_term()) {
+            return;
+        }
+        for message in std::mem::take(&mut self.early_reads) {
+            if self.leads() && !self.leads_without_vote() {
+                // Who is no member any more gets no answer.
+                self.raw.step(message.to_raft()).ok();
+            }
+        }
+        self.observe();
     }
 
     fn check_against_log(&self, message: &Message) -> Result<(), MessageRefused> {

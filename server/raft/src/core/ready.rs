@@ -47,6 +47,7 @@ impl RaftCore {
             if !self.leads() || self.may_write() {
                 self.append_queued();
             }
+            self.answer_early_reads();
             self.ask_read_index();
             self.begin_snapshot();
             if self.raw.has_ready() && self.may_take_ready() {

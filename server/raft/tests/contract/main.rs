@@ -12,8 +12,8 @@ use p2p_server_raft::{
 };
 
 use driver::{
-    STATE, append, applied, core, drain, elect, entry, failures, follower, leading_founder, loaded, logger,
-    matched, message, obey, voters,
+    STATE, append, applied, core, drain, elect, entry, failures, follower, leader, leading_founder, loaded,
+    logger, matched, message, obey, voters,
 };
 
 #[test]
@@ -199,6 +199,34 @@ fn a_follower_asks_the_leader_and_waits_until_it_has_applied() {
         outputs.iter().position(|output| matches!(output, Output::Apply(c) if c[0].index <= 5)).unwrap();
     let ready = Output::ReadReady { token: ReadToken(1), index: 5 };
     assert!(outputs.iter().position(|output| *output == ready).unwrap() > apply);
+}
+
+#[test]
+fn a_new_leader_answers_those_who_asked_too_early() {
+    let mut core = leader();
+    let question =
+        Message { from: 3, term: 0, entries: vec![entry(0, 0)], ..message(MessageKind::ReadIndex, 0) };
+    core.handle_message(&question).unwrap();
+    let asks = |outputs: &[Output]| {
+        let sent = outputs.iter().filter_map(|output| match output {
+            Output::Send(messages) => Some(messages),
+            _ => None,
+        });
+        sent.flatten().filter(|m| m.kind == MessageKind::Heartbeat && !m.context.is_empty()).count()
+    };
+    assert_eq!(asks(&drain(&mut core)), 0, "nothing of its term is committed yet");
+    let outputs = matched(&mut core, 1, 2, 2, 2);
+    assert_eq!(asks(&outputs), 2);
+    let context = entry(0, 0).data;
+    let answer = Message { from: 1, context, ..message(MessageKind::HeartbeatResponse, 2) };
+    core.handle_message(&answer).unwrap();
+    let answered = |output: &Output| match output {
+        Output::Send(messages) => {
+            messages.iter().any(|m| m.kind == MessageKind::ReadIndexResponse && m.to == 3)
+        }
+        _ => false,
+    };
+    assert!(drain(&mut core).iter().any(answered));
 }
 
 #[test]

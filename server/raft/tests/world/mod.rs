@@ -58,6 +58,8 @@ pub struct Faults {
     pub crash: f64,
     /// A write takes its time.
     pub slow_write: f64,
+    /// A slow write takes longer than others wait for a sign of life.
+    pub hung_write: f64,
     /// The state machine is written, unsynced, after applying.
     pub write_state: f64,
     /// Clocks run at half to twice the right speed instead of nearly right.
@@ -65,7 +67,8 @@ pub struct Faults {
 }
 
 impl Faults {
-    pub const NONE: Faults = Faults { crash: 0.0, slow_write: 0.0, write_state: 1.0, clock_skew: false };
+    pub const NONE: Faults =
+        Faults { hung_write: 0.0, crash: 0.0, slow_write: 0.0, write_state: 1.0, clock_skew: false };
 }
 
 struct Running {
@@ -107,6 +110,7 @@ pub struct World {
     pub config: RaftConfig,
     pub crashes: u64,
     pub snapshots_sent: u64,
+    pub messages_sent: u64,
     nodes: BTreeMap<RaftId, Node>,
     /// (when, sender, receiver, taken)
     snapshot_reports: Vec<(u64, RaftId, RaftId, bool)>,
@@ -143,6 +147,7 @@ impl World {
             config,
             crashes: 0,
             snapshots_sent: 0,
+            messages_sent: 0,
             nodes: BTreeMap::new(),
             snapshot_reports: Vec::new(),
             snapshots: Vec::new(),

@@ -40,7 +40,12 @@ impl World {
             Output::Persist(persist) => {
                 let number = persist.number;
                 let slow = self.rng.random_bool(self.faults.slow_write);
-                let took_ms = if slow { self.rng.random_range(5..200) } else { 0 };
+                let took_ms = match slow {
+                    false => 0,
+                    // Long enough that others think the node dead.
+                    true if self.rng.random_bool(self.faults.hung_write) => self.rng.random_range(500..3_000),
+                    true => self.rng.random_range(5..200),
+                };
                 let node = self.nodes.get_mut(&id).unwrap();
                 node.disk.write(Write::Raft(persist));
                 let running = node.running.as_mut().unwrap();
@@ -125,6 +130,7 @@ impl World {
             }
             let is_snapshot = message.kind == MessageKind::Snapshot;
             self.snapshots_sent += u64::from(is_snapshot);
+            self.messages_sent += 1;
             if !self.network.send(&mut self.rng, self.now_ms, message.clone()) && is_snapshot {
                 self.report_snapshot(&message, false);
             }

@@ -39,6 +39,10 @@ async fn a_reader_sees_the_cluster() {
         let me = ("s1".to_owned(), v1::MemberRole::Voter, true);
         let other = ("s2".to_owned(), v1::MemberRole::Joining, false);
         assert_eq!(shown.collect::<Vec<_>>(), [me, other]);
+        let [mine, others] = reply.members.try_into().unwrap();
+        assert!(mine.uptime_ms.is_some_and(|ms| ms < 3_600_000) && mine.behind == Some(0));
+        assert_eq!(others.uptime_ms, None, "it does not run");
+        assert_eq!(reply.master.map(|shown| shown.term), Some(master.term));
     }
     let status = cluster.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.id, status.leader_id), (world.me.to_string(), world.me.to_string()));

@@ -43,7 +43,8 @@ impl Servers {
                         p.behind <= config.caught_up_entries && !p.receives_snapshot && p.matched > 0
                     }),
                 reachable: me
-                    || seen.is_some_and(|p| p.silent_ticks.is_some_and(|t| t <= config.election_ticks)),
+                    || reached.contains_key(&raft_id)
+                        && seen.is_some_and(|p| p.silent_ticks.is_some_and(|t| t <= config.election_ticks)),
                 started: if me {
                     Some(Now::from_ms(self.servers[&name].started_ms))
                 } else {
