@@ -68,8 +68,13 @@ impl RaftCore {
             self.broken("persisted", &format_args!("write {number} is not under way"))
         };
         let rest = self.in_flight.split_off(place + 1);
-        for stored in std::mem::replace(&mut self.in_flight, rest) {
-            self.on_stored(stored);
+        let mut stored = std::mem::replace(&mut self.in_flight, rest);
+        let messages = stored.iter_mut().flat_map(|write| std::mem::take(&mut write.messages));
+        let mut messages: Vec<_> = messages.collect();
+        drop_overtaken(&mut messages);
+        self.send(messages);
+        for write in stored {
+            self.on_stored(write);
         }
         if self.log_is_stored() {
             self.hold_waiting_elections();
@@ -87,7 +92,6 @@ impl RaftCore {
             self.outputs.push_back(Output::Install(snapshot));
             self.release_reads();
         }
-        self.send(in_flight.messages);
         self.observe();
     }
 
@@ -297,6 +301,27 @@ impl RaftCore {
         self.snapshots.begin(Building { index: self.applied, term, membership: self.membership.clone() });
         self.outputs.push_back(Output::BuildSnapshot { index: self.applied });
     }
+}
+
+/// One sync may acknowledge many appends: the last acknowledgement says what all those before it say.
+fn drop_overtaken(messages: &mut Vec<Message>) {
+    let acknowledges = |message: &Message| message.kind == MessageKind::AppendResponse && !message.reject;
+    let mut said: Vec<(RaftId, u64, u64)> = Vec::new();
+    messages.reverse();
+    messages.retain(|message| {
+        if !acknowledges(message) {
+            return true;
+        }
+        let overtaken = |later: &(RaftId, u64, u64)| {
+            (later.0, later.1) == (message.to, message.term) && later.2 >= message.index
+        };
+        let news = !said.iter().any(overtaken);
+        if news {
+            said.push((message.to, message.term, message.index));
+        }
+        news
+    });
+    messages.reverse();
 }
 
 fn to_messages(messages: Vec<eraftpb::Message>) -> Vec<Message> {

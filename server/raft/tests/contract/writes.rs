@@ -112,8 +112,24 @@ fn a_follower_answers_heartbeats_while_it_writes() {
     let (sent, _) = poll(&mut core);
     assert_eq!(
         sent.iter().map(|m| (m.kind, m.index)).collect::<Vec<_>>(),
-        [(MessageKind::AppendResponse, 5), (MessageKind::AppendResponse, 5)]
+        [(MessageKind::AppendResponse, 5)]
     );
+}
+
+#[test]
+fn one_acknowledgement_stands_for_all_that_one_sync_stored() {
+    let mut core = follower();
+    let mut write = |index| {
+        core.handle_message(&append(2, index - 1, 2, &[(index, 2)], 3)).unwrap();
+        poll(&mut core).1[0].number
+    };
+    let numbers = [5, 6, 7, 8].map(&mut write);
+    let mut answers = |number| {
+        core.handle_persisted(number);
+        poll(&mut core).0.iter().map(|m| (m.kind, m.index)).collect::<Vec<_>>()
+    };
+    assert_eq!(answers(numbers[0]), [(MessageKind::AppendResponse, 5)]);
+    assert_eq!(answers(numbers[3]), [(MessageKind::AppendResponse, 8)]);
 }
 
 #[test]
