@@ -8,6 +8,7 @@
 //!
 //! Who does not answer, or has no quorum, is asked again for as long as it takes; a refusal for good ends it.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use p2p_common::addr::HostPort;
@@ -226,6 +227,18 @@ fn hello(applicant: &Applicant<'_>, identity: &NodeIdentity, cluster_id: Option<
 }
 
 fn unreached(error: ConnectError) -> Refused {
+    // It dies, or something between us closes: no verdict on who we are.
+    if let ConnectError::Handshake(broken) = &error
+        && matches!(
+            broken.kind(),
+            ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof
+        )
+    {
+        return Refused::ForNow(chain(&error));
+    }
     match error.code() {
         ErrorCode::Unavailable => Refused::ForNow(chain(&error)),
         ErrorCode::WrongCluster => {
@@ -263,5 +276,21 @@ fn refused(status: &tonic::Status) -> Refused {
             Refused::ForGood(NEEDS_OPERATOR, format!("{message}; {hint}"))
         }
         Some(_) => Refused::ForGood(FAILED, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn an_introducer_that_dies_in_the_handshake_is_asked_again() {
+        let unreached = |kind| unreached(ConnectError::Handshake(io::Error::from(kind)));
+        for kind in [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof] {
+            assert!(matches!(unreached(kind), Refused::ForNow(_)), "{kind:?}");
+        }
+        assert!(matches!(unreached(ErrorKind::InvalidData), Refused::ForGood(..)));
     }
 }
