@@ -21,3 +21,28 @@ fn play(name: &str) {
 fn two_and_the_learner_dies() {
     play("two-learner-dies");
 }
+
+#[test]
+fn two_and_the_voter_dies() {
+    play("two-voter-dies");
+}
+
+#[test]
+fn two_and_the_network_between_them_fails() {
+    play("two-partition");
+}
+
+#[test]
+fn two_and_the_voter_stops() {
+    play("two-clean-stop");
+}
+
+#[test]
+fn three_and_two_die() {
+    play("three-two-die");
+}
+
+#[test]
+fn five_and_three_die() {
+    play("five-three-die");
+}

@@ -16,7 +16,7 @@ use crate::cluster::{Access, BearerChannel};
 /// Between two questions to one Server.
 const EVERY: Duration = Duration::from_millis(50);
 /// Who has not answered after this is silent: frozen, or behind a network that loses everything.
-const PATIENCE: Duration = Duration::from_millis(1_000);
+const PATIENCE: Duration = Duration::from_millis(2_500);
 
 /// What one answer showed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,9 +9,9 @@
 //!   s2: s1 [-] s2?
 //! ```
 //!
-//! A step is a deed and a time. Below it stands for each Server what it shows from the deed on, in this order and
+//! A step is a deed and a time, which counts from when it is done. Below it stands for each Server what it shows from the deed on, in this order and
 //! nothing else: `s1` is a Master, `s1?` a provisional one, `-` nobody; `down` and `silent` are no answers. What
-//! is in brackets comes or not. The step is over when all show their last word, and fails when its time is.
+//! is in brackets comes or not. `M` is any Master without a mark, at the end of a step the same at all Servers. The step is over when all show their last word, and fails when its time is.
 //! After each step all stay as they are for a second.
 //!
 //! | deed | |
@@ -31,6 +31,8 @@ use crate::cluster::{Access, Cluster, ServerProcess, Signal, Start, wait_for};
 
 /// All show their last word for this long before a step is over.
 const SETTLED: Duration = Duration::from_secs(1);
+/// In place of the name of a Master that could be any.
+const ANY_MASTER: &str = "M";
 /// A clean stop takes at most this long; its own deadline is two seconds.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -169,9 +171,11 @@ impl Transcript {
         for step in &self.steps {
             let began = sightings.now();
             notes.push((began, step.line.clone()));
-            let played =
-                step.deed.act(lab, &mut cluster.servers).and_then(|()| step.await_words(&sightings, began));
-            let settled = played.with_context(|| format!("'{}'\n{}", step.line, sightings.table(&notes)))?;
+            let done = step.deed.act(lab, &mut cluster.servers).map(|()| sightings.now());
+            notes.extend(done.as_ref().ok().map(|done| (*done, "done".to_owned())));
+            let settled = done.and_then(|done| step.await_words(&sightings, began, done));
+            let told = || format!("'{}'\n{}", step.line, sightings.table(&notes));
+            let settled = settled.with_context(told)?;
             notes.push((settled, "settled".to_owned()));
         }
         sightings.check().with_context(|| sightings.table(&notes))?;
@@ -180,17 +184,22 @@ impl Transcript {
 }
 
 impl Step {
-    /// Waits until all show what they shall, for a while; says when the last one began to.
-    fn await_words(&self, sightings: &Sightings, began: Duration) -> anyhow::Result<Duration> {
+    /// Waits until all show what they shall since the deed `began`, for a while; says when the last one began to.
+    fn await_words(
+        &self,
+        sightings: &Sightings,
+        began: Duration,
+        done: Duration,
+    ) -> anyhow::Result<Duration> {
         let shown = |server: usize| sightings.since(server, began);
         let is_last = |server: usize| {
             let last = self.expected[server].last().expect("the parser asked for one");
-            shown(server).last() == Some(&last.text)
+            shown(server).last().is_some_and(|shown| last.is(shown))
         };
-        let (mut settled, deadline) = (None, began + self.within);
+        let (mut settled, deadline) = (None, done + self.within);
         loop {
             let now = sightings.now();
-            let all = (0..self.expected.len()).all(is_last);
+            let all = (0..self.expected.len()).all(is_last) && self.agree(shown);
             settled = all.then(|| settled.unwrap_or(now));
             match settled {
                 Some(since) if now >= since + SETTLED => break,
@@ -209,6 +218,15 @@ impl Step {
             );
         }
         settled.context("they did not stay so")
+    }
+
+    /// Whether all who may name any Master at last name the same.
+    fn agree(&self, shown: impl Fn(usize) -> Vec<String>) -> bool {
+        let free = self.expected.iter().enumerate();
+        let free = free.filter(|(_, words)| words.last().is_some_and(|word| word.text == ANY_MASTER));
+        let mut chosen: Vec<_> = free.filter_map(|(server, _)| shown(server).pop()).collect();
+        chosen.dedup();
+        chosen.len() <= 1
     }
 }
 
@@ -246,6 +264,11 @@ impl Word {
         }
     }
 
+    fn is(&self, shown: &str) -> bool {
+        let is_master = shown.starts_with('s') && shown != "silent" && !shown.ends_with('?');
+        self.text == shown || self.text == ANY_MASTER && is_master
+    }
+
     fn written(&self) -> String {
         if self.may_be_missing { format!("[{}]", self.text) } else { self.text.clone() }
     }
@@ -262,7 +285,7 @@ fn fits(expected: &[Word], shown: &[String]) -> bool {
         (None, None) => true,
         (None, Some(_)) => false,
         (Some((word, rest)), _) if word.may_be_missing && fits(rest, shown) => true,
-        (Some((word, rest)), Some((first, others))) => word.text == *first && fits(rest, others),
+        (Some((word, rest)), Some((first, others))) => word.is(first) && fits(rest, others),
         (Some(_), None) => false,
     }
 }
@@ -303,6 +326,7 @@ mod tests {
     fn compares_with_and_without_what_may_be_missing() {
         let words = |text: &str| text.split_whitespace().map(Word::parse).collect::<Vec<_>>();
         let shown = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert!(fits(&words("- M"), &shown("- s2")) && !fits(&words("M"), &shown("s2?")));
         let expected = words("s1 [-] [s1] s2?");
         for good in ["s1 - s2?", "s1 s2?", "s1 s1 s2?", "s1 - s1 s2?"] {
             assert!(fits(&expected, &shown(good)), "{good}");
