@@ -3,7 +3,8 @@
 //! Each round the disks of all three Servers at once (sometimes of two, or one) lose what was not synced, the
 //! processes die, and they start again on what is left. Writers create short-lived tokens all the while; what
 //! they were told is compared with what all Servers list, and the member table with what it was (SPEC C3, C9).
-//! A kill alone could not show this: the page cache survives it.
+//! Clients of one register write as fast as they can, so that snapshots are taken and the log is cut off; all
+//! that they are told must be linearizable. A kill alone could not show any of this: the page cache survives it.
 //!
 //! That the rounds would notice is tested by Servers whose `fdatasync` does nothing ([`Plan::unsynced`]).
 
@@ -21,6 +22,7 @@ use rand::{Rng, SeedableRng};
 use crate::bench::{Better, Case, Report, Row, median};
 use crate::cluster::report::Member;
 use crate::cluster::{Access, Cluster, PATIENCE, Seat, Start, binaries, wait_for};
+use crate::history::{Clients, Load, Reads};
 use crate::kill_rounds::ledger::{Fate, Ledger, Listing};
 use crate::kill_rounds::writer::{Writers, list};
 use disk::Disk;
@@ -45,6 +47,8 @@ pub struct Plan {
     pub check_every: usize,
     /// How many write at a time.
     pub writers: usize,
+    /// How many read and write the register.
+    pub clients: usize,
     /// Says whose power goes when, and who writes where.
     pub seed: u64,
     /// The Servers' `fdatasync` does nothing.
@@ -70,6 +74,8 @@ pub struct Summary {
     pub unseen: usize,
     /// Looks at single tokens at single Servers.
     pub looks: usize,
+    /// Operations of the register, whose history is linearizable.
+    pub operations: usize,
     /// From the return of the power until the last Server says it is ready, in ms.
     pub restarts_ms: Vec<f64>,
     /// From the return of the power of all until a write is acknowledged, in ms.
@@ -85,7 +91,7 @@ impl Summary {
     pub fn line(&self) -> String {
         format!(
             "{} rounds ({} of them took the power of all), {} disks lost power in {:.0} s; writes: {} acknowledged, {} \
-             failed, {} unknown; {} looks, {} unseen; none lost; ready again after {:.0} ms, writable after the loss \
+             failed, {} unknown; {} looks, {} unseen; none lost; {} operations, linearizable; ready again after {:.0} ms, writable after the loss \
              of all after {:.0} ms; a write takes {:.1} ms",
             self.rounds,
             self.rounds_all,
@@ -96,6 +102,7 @@ impl Summary {
             self.unknown,
             self.looks,
             self.unseen,
+            self.operations,
             median(&self.restarts_ms).unwrap_or(0.0),
             median(&self.writable_ms).unwrap_or(0.0),
             median(&self.writes_ms).unwrap_or(0.0),
@@ -115,6 +122,12 @@ impl Summary {
         add("writes of unknown outcome", "writes", Better::Lower, &[self.unknown as f64]);
         // Any other number ends the run without a report.
         add("acknowledged writes lost", "writes", Better::Lower, &[0.0]);
+        add(
+            "operations of the register, linearizable",
+            "operations",
+            Better::Higher,
+            &[self.operations as f64],
+        );
         add("power back until all are ready", "ms", Better::Lower, &self.restarts_ms);
         add("power of all back until a write is acknowledged", "ms", Better::Lower, &self.writable_ms);
         add("write, medians between checks", "ms", Better::Lower, &self.writes_ms);
@@ -169,6 +182,7 @@ struct Rounds<'a, S> {
     rng: StdRng,
     servers: Vec<Access>,
     writers: Writers,
+    clients: Clients,
     ledger: Ledger,
     summary: Summary,
     members: Vec<Member>,
@@ -186,6 +200,13 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
         disks.iter().try_for_each(Disk::write_back)?;
         let mut rng = StdRng::seed_from_u64(plan.seed);
         let writers = Writers::start(&servers, plan.writers, &mut rng)?;
+        let load = Load {
+            clients: plan.clients,
+            rest: Duration::ZERO,
+            patience: Duration::from_secs(1),
+            reads: Reads::Linearizable,
+        };
+        let clients = Clients::start(&servers, load, &mut rng)?;
         Ok(Rounds {
             cluster,
             disks,
@@ -194,6 +215,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
             rng,
             servers,
             writers,
+            clients,
             ledger: Ledger::default(),
             summary: Summary::default(),
             members,
@@ -222,6 +244,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
             unknown: counts.unknown,
             unseen: counts.unseen,
             looks: counts.looks,
+            operations: self.clients.recorder().operations(0).len(),
             seconds: began.elapsed().as_secs_f64(),
             ..self.summary
         })
@@ -293,7 +316,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
 
     /// Stops the writers, and compares what all Servers list with what was told.
     fn check(&mut self) -> anyhow::Result<()> {
-        let _resting = self.writers.pause();
+        let _resting = (self.writers.pause(), self.clients.pause());
         std::thread::sleep(SETTLE);
         self.take_over(Instant::now());
         self.summary.writes_ms.extend(median(&std::mem::take(&mut self.writes_ms)));
@@ -311,6 +334,7 @@ impl<'a, S: FnMut(&str)> Rounds<'a, S> {
             let (members, name) = (table(server.members()?.members), server.name());
             ensure!(members == self.members, "{name} lists {members:?} instead of {:?}", self.members);
         }
+        self.clients.check().with_context(|| format!("seed {}", self.plan.seed))?;
         Ok(())
     }
 }

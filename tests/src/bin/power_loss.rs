@@ -32,11 +32,12 @@ fn run() -> anyhow::Result<()> {
     let plan = Plan {
         rounds: setting("POWER_ROUNDS")?.unwrap_or(200),
         check_every: if unsynced { 1 } else { 5 },
-        writers: 8,
+        writers: 4,
+        clients: 8,
         seed: setting("POWER_SEED")?.unwrap_or_else(rand::random),
         unsynced,
     };
-    println!("{} rounds, {} writers, POWER_SEED={}", plan.rounds, plan.writers, plan.seed);
+    println!("{} rounds, POWER_SEED={}", plan.rounds, plan.seed);
     let summary = play(&plan, |line| println!("{line}"))?;
     println!("{}", summary.line());
     println!("{}", summary.report().write()?.display());
