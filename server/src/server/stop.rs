@@ -49,11 +49,13 @@ impl HandOver {
 
     async fn hand_over(&self) {
         let mut views = self.proposer.watch_view();
+        let mut led = false;
         loop {
             let view = views.borrow_and_update().clone();
             if !view.leads() {
-                return self.wait_for_successor().await;
+                return if led { self.see_successor_commit().await } else { self.wait_for_leader().await };
             }
+            led = true;
             // Raft leaves the joint configuration by itself.
             if !view.membership.is_joint() && !self.step(&view).await {
                 return;
@@ -87,8 +89,17 @@ impl HandOver {
         true
     }
 
+    /// The successor may not know yet that the change of voters is over, and until it does it cannot commit without this
+    /// Server. A read that it confirms says that it has committed in its own term.
+    async fn see_successor_commit(&self) {
+        while let Err(error) = self.proposer.read_barrier().await {
+            debug!(self.log, "the successor is not ready yet"; "reason" => %error);
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
     /// Whoever asks this Server meanwhile is still told who leads.
-    async fn wait_for_successor(&self) {
+    async fn wait_for_leader(&self) {
         let mut views = self.proposer.watch_view();
         let known = views.wait_for(|view| view.status.leader.is_some_and(|leader| leader != view.raft_id));
         // A follower of nobody has nothing to wait for, but the time it gets is bounded anyway.
