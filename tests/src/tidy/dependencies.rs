@@ -28,7 +28,7 @@ const ABOVE_ALL: &str = "p2p-tests";
 /// For each core, the foreign crates it may list. A new one is a decision: it must do no IO, read no clock
 /// and draw no random number.
 const CORES: &[(&str, &[&str])] = &[
-    ("p2p-common", &["bytes", "slog", "thiserror", "uuid"]),
+    ("p2p-common", &["bytes", "rpds", "slog", "thiserror", "uuid"]),
     ("p2p-server-core", &["bytes", "slog", "thiserror", "uuid"]),
     ("p2p-peer-core", &["bytes", "httparse", "slog", "thiserror", "uuid"]),
     ("p2p-server-raft", &["bytes", "protobuf", "raft", "slog", "thiserror", "uuid"]),
