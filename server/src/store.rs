@@ -27,26 +27,29 @@
 //! A store that does not open, contradicts itself or has lost a write is never repaired or wiped here (SPEC C9): a node
 //! that forgets what it acknowledged must not vote again. Owner: the storage thread.
 
+mod changes;
+mod error;
 mod mark;
 mod origin;
 mod parts;
+mod reading;
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use p2p_proto::v1;
-use p2p_server_raft::{Compaction, HardState, Loaded, LogEntry, Persist, Snapshot};
+use p2p_server_raft::{Compaction, HardState, Loaded, Persist, Snapshot};
 use prost::Message as _;
 use sha2::{Digest, Sha256};
-use sled::Batch;
 
 use crate::raft::wire;
+use changes::Changes;
 use mark::Mark;
 use origin::{origin_from, origin_to};
 
+pub use error::StoreError;
 pub use origin::Origin;
 
 const ORIGIN: &[u8] = b"o";
@@ -65,30 +68,6 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A step of a compaction writes this many parts of the snapshot, or deletes this many keys: some milliseconds.
 const STEP_PARTS: usize = 64;
 const STEP_KEYS: usize = 1_024;
-
-/// Why the store cannot be used. The node then takes no part in the cluster until an operator acts.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// sled does not open it.
-    #[error("the store {} does not open: {reason}", path.display())]
-    Open {
-        /// Which directory.
-        path: PathBuf,
-        /// What sled or the system said.
-        reason: String,
-    },
-    /// What it holds cannot be right.
-    #[error("the store {} is damaged: {reason}", path.display())]
-    Damaged {
-        /// Which directory.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A write or its sync failed: what is on the disk is not known any more.
-    #[error("writing to the store failed: {0}. The process ends; free or repair the disk and start it again")]
-    Write(String),
-}
 
 /// What a start finds.
 #[derive(Debug)]
@@ -464,125 +443,8 @@ impl Store {
         self.log_file.sync_data().map_err(|e| StoreError::Write(e.to_string()))
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, StoreError> {
-        self.tree.get(key).map_err(|e| self.damaged(e))
-    }
-
-    /// The hard state that was written last without entries.
-    fn read_hard_state(&self) -> Result<Option<v1::StoredHardState>, StoreError> {
-        let Some(bytes) = self.get(HARD_STATE)? else { return Ok(None) };
-        v1::StoredHardState::decode(&*bytes).map(Some).map_err(|e| self.damaged(e))
-    }
-
-    /// The last entries that were written together.
-    fn read_last_entries(&self) -> Result<Option<v1::StoredEntries>, StoreError> {
-        let last = self.key_of_entries_with(u64::MAX)?;
-        last.map(|first| self.read_entries_at(first)).transpose()
-    }
-
-    /// The index under which the entry at `index` lies with others, or the last ones before it.
-    fn key_of_entries_with(&self, index: u64) -> Result<Option<u64>, StoreError> {
-        let (first, end) = (parts::key(ENTRY, 0, 0), parts::key(ENTRY, index, u16::MAX));
-        let Some(key) = self.tree.range(first..=end).keys().next_back() else { return Ok(None) };
-        let key = key.map_err(|e| self.damaged(e))?;
-        parts::number(&key).map(Some).ok_or_else(|| self.damaged("a key has another form"))
-    }
-
-    /// The entries that lie under `first`; none when nothing does.
-    fn read_entries_at(&self, first: u64) -> Result<v1::StoredEntries, StoreError> {
-        let mut bytes = Vec::new();
-        for item in self.tree.range(parts::key(ENTRY, first, 0)..=parts::key(ENTRY, first, u16::MAX)) {
-            bytes.extend_from_slice(&item.map_err(|e| self.damaged(e))?.1);
-        }
-        v1::StoredEntries::decode(Bytes::from(bytes)).map_err(|e| self.damaged(e))
-    }
-
-    fn read_snapshot_record(&self) -> Result<Option<v1::StoredSnapshot>, StoreError> {
-        let Some(bytes) = self.get(SNAPSHOT)? else { return Ok(None) };
-        v1::StoredSnapshot::decode(&*bytes).map(Some).map_err(|e| self.damaged(e))
-    }
-
-    fn read_snapshot(&self) -> Result<Option<Snapshot>, StoreError> {
-        let Some(record) = self.read_snapshot_record()? else { return Ok(None) };
-        let mut data = Vec::new();
-        let (first, end) = (
-            parts::long_key(SNAPSHOT_DATA, record.index, 0),
-            parts::long_key(SNAPSHOT_DATA, record.index, u32::MAX),
-        );
-        for item in self.tree.range(first..end) {
-            data.extend_from_slice(&item.map_err(|e| self.damaged(e))?.1);
-        }
-        let whole = data.len() as u64 == record.data_bytes;
-        if !whole || Sha256::digest(&data)[..] != record.data_sha256[..] {
-            return Err(self.damaged("the snapshot's data does not fit its hash"));
-        }
-        let membership = record.membership.ok_or_else(|| self.damaged("the snapshot has no members"))?;
-        Ok(Some(Snapshot {
-            index: record.index,
-            term: record.term,
-            membership: wire::membership_from(membership),
-            data: data.into(),
-        }))
-    }
-
-    fn read_entries(&self) -> Result<Vec<LogEntry>, StoreError> {
-        let mut joined = Vec::<(u64, Vec<u8>)>::new();
-        for item in self.tree.scan_prefix([ENTRY]) {
-            let (key, value) = item.map_err(|e| self.damaged(e))?;
-            let index = parts::number(&key).ok_or_else(|| self.damaged("a key has another form"))?;
-            match joined.last_mut() {
-                Some((last, bytes)) if *last == index => bytes.extend_from_slice(&value),
-                _ => joined.push((index, value.to_vec())),
-            }
-        }
-        let mut entries = Vec::<LogEntry>::new();
-        for (first, bytes) in joined {
-            let together = v1::StoredEntries::decode(Bytes::from(bytes)).map_err(|e| self.damaged(e))?;
-            for (index, entry) in (first..).zip(together.entries) {
-                let follows = entries.last().is_none_or(|last| last.index + 1 == index);
-                if entry.index != index || !follows {
-                    return Err(self.damaged(format_args!("entry {} lies at {index}", entry.index)));
-                }
-                entries.push(wire::entry_from(entry));
-            }
-        }
-        Ok(entries)
-    }
-
     fn damaged(&self, reason: impl std::fmt::Display) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), reason: reason.to_string() }
-    }
-}
-
-/// Keys to be written and deleted in one step.
-#[derive(Debug, Default)]
-struct Changes {
-    of: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-}
-
-impl Changes {
-    fn insert(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.of.push((key, Some(value)));
-    }
-
-    /// Unless it is inserted later.
-    fn remove(&mut self, key: Vec<u8>) {
-        self.of.push((key, None));
-    }
-
-    /// One key is written at once; sled puts a head before a batch, which it writes by itself.
-    fn apply(mut self, tree: &sled::Tree) -> sled::Result<()> {
-        if let [(key, Some(value))] = &mut self.of[..] {
-            return tree.insert(std::mem::take(key), std::mem::take(value)).map(drop);
-        }
-        let mut batch = Batch::default();
-        for (key, value) in self.of {
-            match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
-            }
-        }
-        tree.apply_batch(batch)
     }
 }
 

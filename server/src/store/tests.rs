@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use bytes::Bytes;
 use p2p_common::member::Member;
 use p2p_common::{Epoch, KeyHash, NodeId, NodeKind, RecoveryId};
-use p2p_server_raft::{COMMAND_BYTES_MAX, EntryKind, Membership, founding_write};
+use p2p_server_raft::{COMMAND_BYTES_MAX, EntryKind, LogEntry, Membership, founding_write};
 use proptest::prelude::*;
 use uuid::Uuid;
 

@@ -1,3 +1,5 @@
+//! Tables of due changes, and random histories of a little world that carries them out.
+
 use super::*;
 use proptest::prelude::*;
 
