@@ -236,6 +236,7 @@ fn the_master_is_who_an_operator_wants() {
     let tried = (|| {
         let clients = clients(&cluster, &[0, 1, 2])?;
         for asked in 0..3 {
+            cluster.wait_agreed(PATIENCE)?;
             for wanted in ["s1", "s2", "s3"] {
                 let before = cluster.servers[asked].master()?;
                 let moved = cluster.servers[asked].cli(&["transfer", "--to", wanted, "--json"])?;

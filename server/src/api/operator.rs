@@ -30,6 +30,8 @@ use crate::recovery::backup::{Backup, Provenance};
 const TTL_MIN: Duration = Duration::from_secs(1);
 /// Longer than this nobody remembers where a token went: create another.
 const TTL_MAX: Duration = Duration::from_secs(366 * 86_400);
+/// A new leader tells everyone with its first message.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 /// Nodes that may enrol with one token: as many as there may be identities.
 const USES_MAX: u32 = p2p_common::cluster_state::IDENTITIES_MAX as u32;
 
@@ -213,8 +215,12 @@ impl Operator for OperatorApi {
         };
         let leader = self.context.group.transfer(to).await.map_err(|e| unanswered(&e))?;
         let view = self.context.proposer.view();
-        let id = view.state.member_by_raft_id(leader).map(|member| member.id.to_string());
-        Ok(Response::new(v1::TransferMasterReply { id: id.unwrap_or_default() }))
+        let id = view.state.member_by_raft_id(leader).map(|member| member.id);
+        // Whoever asks here next finds what was answered.
+        let mut titles = self.context.proposer.watch_master();
+        let known = titles.wait_for(|title| title.as_ref().map(|title| title.id) == id);
+        let _ = tokio::time::timeout(TOLD_WITHIN, known).await;
+        Ok(Response::new(v1::TransferMasterReply { id: id.map(|id| id.to_string()).unwrap_or_default() }))
     }
 
     async fn remove_member(
