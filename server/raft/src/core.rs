@@ -173,6 +173,7 @@ impl RaftCore {
         }
         self.observe();
         self.campaign_if_alone();
+        self.stand_again();
         self.leave_old_joint();
         self.hand_over_if_demoted();
         for token in self.reads.expire(self.tick) {
@@ -299,7 +300,7 @@ impl RaftCore {
         }
         let silent = self.raw.raft.election_elapsed >= self.raw.raft.election_timeout();
         if self.election.take_gone(&self.status) && silent {
-            self.campaign();
+            self.stand_on_evidence();
         }
     }
 

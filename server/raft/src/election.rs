@@ -39,6 +39,12 @@ const FIRST_RANK_TICKS: u64 = 1;
 /// two nodes fall at different moments: enough for an election in between.
 const RANK_TICKS: u64 = 2;
 
+/// After an election on evidence that nobody won, since two stood at the same moment: ticks before this node stands
+/// again, and as many more at random.
+const AGAIN_TICKS: u64 = 2;
+/// So often; then the time-outs count again, as without evidence.
+const AGAIN_MAX: u32 = 5;
+
 /// The current election time-out and evidence against the leader.
 #[derive(Debug)]
 pub(crate) struct Election {
@@ -48,12 +54,15 @@ pub(crate) struct Election {
     random_ticks: u64,
     /// The leader and term known to be gone.
     gone: Option<(RaftId, u64)>,
+    /// When to stand again after an election on evidence, and how often that may still be.
+    again: Option<(u64, u32)>,
 }
 
 impl Election {
     pub(crate) fn new(raft_id: RaftId, seed: u64, election_ticks: u64) -> Self {
         let random = SplitMix64(seed ^ raft_id.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        let mut election = Election { random, min_ticks: election_ticks, random_ticks: 0, gone: None };
+        let mut election =
+            Election { random, min_ticks: election_ticks, random_ticks: 0, gone: None, again: None };
         election.draw();
         election
     }
@@ -93,6 +102,21 @@ impl Election {
     /// Whether the evidence still concerns the leader of `status`; used up by asking.
     pub(crate) fn take_gone(&mut self, status: &Status) -> bool {
         self.gone.take().is_some_and(|gone| Some(gone) == status.leader.map(|leader| (leader, status.term)))
+    }
+
+    /// This node stands for election on evidence, at `tick`.
+    pub(crate) fn note_standing(&mut self, tick: u64) {
+        let left = self.again.map_or(AGAIN_MAX, |(_, left)| left);
+        let at = tick + AGAIN_TICKS + self.random.next() % (AGAIN_TICKS + 1);
+        self.again = left.checked_sub(1).map(|left| (at, left));
+    }
+
+    /// Whether, at `tick`, the election that was begun on evidence should be tried again: there is still no leader.
+    pub(crate) fn is_again_due(&mut self, status: &Status, tick: u64) -> bool {
+        if status.leader.is_some() {
+            self.again = None;
+        }
+        self.again.is_some_and(|(at, _)| tick >= at)
     }
 }
 

@@ -6,6 +6,7 @@ use raft::StateRole;
 use slog::{debug, info, warn};
 
 use super::RaftCore;
+use crate::output::Role;
 
 impl RaftCore {
     /// A silent leader is protected for one tick less than the time-out: a voter asked by another one that has
@@ -23,6 +24,24 @@ impl RaftCore {
             debug!(self.logger, "campaign not begun"; "error" => %error);
         }
         self.observe();
+    }
+
+    /// Who knows that the leader's process is gone stands for election at once.
+    pub(super) fn stand_on_evidence(&mut self) {
+        self.campaign();
+        self.election.note_standing(self.tick);
+    }
+
+    /// Two that stood at the same moment have split the votes. The leader is as gone as before: waiting out a whole
+    /// time-out would help nobody.
+    pub(super) fn stand_again(&mut self) {
+        if self.election.is_again_due(&self.status, self.tick) {
+            let stands = matches!(self.status.role, Role::PreCandidate | Role::Candidate);
+            if stands && !self.leads() && self.log_is_stored() {
+                self.campaign();
+            }
+            self.election.note_standing(self.tick);
+        }
     }
 
     /// The only voter needs nobody's vote (SPEC C4: one Server alone is Master at once).

@@ -109,6 +109,8 @@ pub struct World {
     pub faults: Faults,
     pub planted: Planted,
     pub config: RaftConfig,
+    /// Who notices that a process is gone may do so this much later than others.
+    pub evidence_late_max_ms: u64,
     pub crashes: u64,
     pub snapshots_sent: u64,
     pub messages_sent: u64,
@@ -146,6 +148,7 @@ impl World {
             faults,
             planted: Planted::Nothing,
             config,
+            evidence_late_max_ms: 0,
             crashes: 0,
             snapshots_sent: 0,
             messages_sent: 0,
@@ -336,7 +339,7 @@ impl World {
     /// Everyone who follows `gone` learns that its process is gone, truly or not.
     pub fn leader_gone(&mut self, gone: RaftId) {
         for id in self.running_ids() {
-            let jitter = self.rng.random_range(0..10);
+            let jitter = self.rng.random_range(0..10) + self.rng.random_range(0..=self.evidence_late_max_ms);
             let rank = self.input(id, |core| core.handle_leader_gone(gone)).flatten();
             if let (Some(rank), Some(running)) = (rank, self.nodes.get_mut(&id).unwrap().running.as_mut()) {
                 running.campaign_at_ms = Some(self.now_ms + 10 + u64::from(rank) * 25 + jitter);
