@@ -72,9 +72,17 @@ impl Shared {
     fn reply(&self, to: &Member) -> v1::RaftStreamReply {
         v1::RaftStreamReply {
             hello: Some(self.hello(to)),
-            uptime_ms: u64::try_from(self.remotes.uptime().as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: self.uptime_ms(),
             stopping: *self.remotes.stopping().borrow(),
         }
+    }
+
+    fn probe_reply(&self, hello: Option<v1::Hello>) -> v1::RaftProbeReply {
+        v1::RaftProbeReply { hello, unix_ms: unix_now().0, uptime_ms: self.uptime_ms() }
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.remotes.uptime().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn hello(&self, to: &Member) -> v1::Hello {
@@ -141,7 +149,7 @@ impl Shared {
     /// Answers probes. Each answer waits for the one before to leave, so who asks without listening waits.
     async fn answer(&self, inbound: &mut Streaming<v1::RaftProbe>, answers: &Answers) -> Result<(), Status> {
         while inbound.message().await?.is_some() {
-            let answer = v1::RaftProbeReply { hello: None, unix_ms: unix_now().0 };
+            let answer = self.probe_reply(None);
             if answers.send(Ok(answer)).await.is_err() {
                 return Ok(());
             }
@@ -255,8 +263,7 @@ impl v1::raft_server::Raft for RaftApi {
         let member = shared.sender(first.hello, &caller)?;
         let place = shared.enter(&member, Inbound::Probe)?;
         let (answers, rx) = mpsc::channel(1);
-        let hello = v1::RaftProbeReply { hello: Some(shared.hello(&member)), unix_ms: unix_now().0 };
-        let _ = answers.try_send(Ok(hello));
+        let _ = answers.try_send(Ok(shared.probe_reply(Some(shared.hello(&member)))));
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = shared.answer(&mut inbound, &answers) => ended,

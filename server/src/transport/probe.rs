@@ -77,8 +77,11 @@ impl Probe {
             let ahead_ms = ahead_ms(asked_unix, round_trip, UnixMs(answer.unix_ms));
             remote.metrics.round_trip.set(round_trip.as_secs_f64());
             remote.metrics.clock_ahead.set(ahead_ms as f64 / 1_000.0);
+            let uptime = Duration::from_millis(answer.uptime_ms);
+            let started = remote.started_again(uptime, remote.shared.clock.now());
             remote.shared.change_reached(remote.raft_id, |reached| {
                 (reached.rtt, reached.clock_ahead_ms) = (Some(round_trip), Some(ahead_ms));
+                reached.started = started.unwrap_or(reached.started);
             });
             let off = u128::from(ahead_ms.unsigned_abs()) > CLOCK_OFF.as_millis();
             if off && !warned {

@@ -16,8 +16,8 @@ pub struct Reach {
 /// One remote that is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reached {
-    /// When its process started, on this process's clock: the moment of receipt less the uptime it told. Stays as it
-    /// is for one incarnation, so that jitter does not change who has run longer.
+    /// When its process started, on this process's clock: the moment of receipt less the uptime it told, the earliest of
+    /// all tellings of one run, since a message on its way only makes it look younger.
     pub started: Now,
     /// Connected since.
     pub since: Now,

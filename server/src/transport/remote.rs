@@ -43,6 +43,9 @@ const PIPELINE_QUEUE: usize = 64;
 /// Raft sends no second snapshot before the first is reported.
 const SNAPSHOT_QUEUE: usize = 1;
 
+/// How exactly the start of a remote is known: far below what counts as a tie.
+const STARTED_EXACT: Duration = Duration::from_millis(5);
+
 /// A way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -278,13 +281,21 @@ impl Remote {
         self.messages.send_replace(channel);
     }
 
-    /// When the remote's run started, on our clock: `uptime` before now. Told once per run: what a later receipt would
-    /// give differs by jitter only.
+    /// When the remote's run started, on our clock: `uptime` before now, or earlier if it was told faster before. A message
+    /// that took its time makes it look younger; less than [`STARTED_EXACT`] is no news.
     pub fn started(&self, run: Incarnation, uptime: Duration, now: Now) -> Now {
         let mut known = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        let started = known.filter(|(known, _)| *known == run).map_or(now - uptime, |(_, started)| started);
+        let told = now - uptime;
+        let before = known.filter(|(known, _)| *known == run).map(|(_, started)| started);
+        let started = before.filter(|before| told + STARTED_EXACT > *before).unwrap_or(told);
         *known = Some((run, started));
         started
+    }
+
+    /// The same, told again by the run that was heard of last.
+    pub fn started_again(&self, uptime: Duration, now: Now) -> Option<Now> {
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).map(|(run, _)| run)?;
+        Some(self.started(run, uptime, now))
     }
 
     /// A picker cannot be left half changed.

@@ -8,6 +8,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
 
+/// What its probes tell; its streams tell less, as if they had been long on their way.
+pub const PROBED_UPTIME_MS: u64 = 60_000;
+
 /// How it behaves.
 #[derive(Clone)]
 pub struct Stub {
@@ -142,7 +145,11 @@ impl v1::raft_server::Raft for Stub {
         let mut inbound = request.into_inner();
         let first = inbound.message().await?.unwrap();
         let (answers, rx) = mpsc::channel(1);
-        let reply = |hello, ahead| v1::RaftProbeReply { hello, unix_ms: unix_now().0 + ahead };
+        let reply = |hello, ahead| v1::RaftProbeReply {
+            hello,
+            unix_ms: unix_now().0 + ahead,
+            uptime_ms: PROBED_UPTIME_MS,
+        };
         let ahead = self.state.clock_ahead_ms;
         answers.try_send(Ok(reply(Some(self.hello(first.hello.as_ref().unwrap())), ahead))).unwrap();
         tokio::spawn(async move {

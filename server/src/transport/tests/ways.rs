@@ -244,6 +244,9 @@ async fn round_trips_and_clocks_are_probed() {
     let exported = one.metric("remote_clock_ahead_seconds", "s2");
     assert!((595.0..=605.0).contains(&exported), "{exported}");
     let trip = one.metric("remote_round_trip_seconds", "s2");
+    // The earliest telling of its start counts.
+    let uptime = one.clock.now().since(reached.started);
+    assert!(uptime >= Duration::from_millis(stub::PROBED_UPTIME_MS), "{uptime:?}");
     assert!(trip > 0.0 && reached.rtt.unwrap() < Duration::from_secs(5), "{reached:?}");
     assert_eq!(one.metric("remote_active", "s2"), 1.0);
     stop([one, two]);
