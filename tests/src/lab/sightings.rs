@@ -145,8 +145,7 @@ impl Sightings {
             let Sight::Master(title) = sight else { continue };
             let (by, at) = (&self.names[server], at.as_secs_f64());
             let age = (title.epoch, title.term);
-            let before = last.insert(server, age);
-            if before.is_some_and(|before| before > age) {
+            if let Some(before) = last.insert(server, age).filter(|before| *before > age) {
                 anyhow::bail!("{by} went back from {before:?} to {age:?} at {at:.2} s");
             }
             if !title.provisional {
