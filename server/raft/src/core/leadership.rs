@@ -20,6 +20,10 @@ impl RaftCore {
     }
 
     pub(super) fn campaign(&mut self) {
+        // raft-rs asks no one who is told to stand whether it may.
+        if !self.raw.raft.promotable() {
+            return;
+        }
         if let Err(error) = self.raw.campaign() {
             debug!(self.logger, "campaign not begun"; "error" => %error);
         }
@@ -83,13 +87,13 @@ impl RaftCore {
         self.observe();
     }
 
-    /// A node that is being removed can be elected before it is gone. raft-rs panics when it leads on after
-    /// that, so it steps down with the entry that removes it.
+    /// A node that is being removed can stand for election, and win, before it is gone. raft-rs panics when it is elected
+    /// or leads on after that, so it steps down with the entry that removes it.
     pub(super) fn step_down_if_removed(&mut self) {
-        if !self.leads() || self.membership.contains(self.config.raft_id) {
+        if self.raw.raft.state == StateRole::Follower || self.membership.contains(self.config.raft_id) {
             return;
         }
-        info!(self.logger, "removed leader steps down");
+        info!(self.logger, "removed server steps down"; "led" => self.leads());
         if let Some(best) = self.best_voter() {
             self.raw.raft.send_timeout_now(best);
         }
