@@ -110,6 +110,31 @@ impl From<ReadFailure> for ProposeError {
     }
 }
 
+/// What is known of a request after some attempts. Once an attempt may have got through, whoever lost track of it, only
+/// an answer makes known what became of the request.
+#[derive(Debug)]
+struct Known {
+    last: ProposeError,
+}
+
+impl Known {
+    fn nothing() -> Self {
+        Known { last: ProposeError::NoLeader }
+    }
+
+    /// Takes in how an attempt failed. Returns what to tell the caller when no other one would help.
+    fn note(&mut self, error: ProposeError) -> Option<ProposeError> {
+        let unknown = self.last.code() == ErrorCode::OutcomeUnknown;
+        if !error.is_retriable() {
+            return Some(if unknown { ProposeError::OutcomeUnknown } else { error });
+        }
+        if !unknown {
+            self.last = error;
+        }
+        None
+    }
+}
+
 /// Raft as the rest of the process sees it. Cheap to copy.
 #[derive(Debug, Clone)]
 pub struct Proposer {
@@ -176,7 +201,7 @@ impl Proposer {
         }
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let (mut rest, rest_max) = RETRY_REST;
-        let mut last = ProposeError::NoLeader;
+        let mut known = Known::nothing();
         loop {
             let attempt = match timeout_at(deadline, self.attempt(&command, deadline)).await {
                 Ok(attempt) => attempt,
@@ -188,16 +213,14 @@ impl Proposer {
                     self.wait_applied(index, deadline).await;
                     return Ok((index, outcome));
                 }
-                // Once unknown, only an answer makes it known.
-                Err(error) if !error.is_retriable() && last == ProposeError::OutcomeUnknown => {
-                    return Err(last);
+                Err(error) => {
+                    if let Some(end) = known.note(error) {
+                        return Err(end);
+                    }
                 }
-                Err(error) if !error.is_retriable() => return Err(error),
-                Err(error) if last != ProposeError::OutcomeUnknown => last = error,
-                Err(_) => {}
             }
             if Instant::now() + rest >= deadline {
-                return Err(last);
+                return Err(known.last);
             }
             tokio::time::sleep(rest).await;
             rest = (rest * 2).min(rest_max);
@@ -285,5 +308,33 @@ impl Proposer {
         let mut view = self.view.clone();
         // The outcome is known either way; without it the next read here may be older.
         let _ = timeout_at(deadline, view.wait_for(|view| view.applied >= index)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leader(code: ErrorCode) -> ProposeError {
+        ProposeError::Leader { code, message: "the leader said so".to_owned() }
+    }
+
+    #[test]
+    fn what_may_have_happened_is_never_said_not_to_have() {
+        let refused = || ProposeError::Refused("no".to_owned());
+        for unknown in [ProposeError::OutcomeUnknown, leader(ErrorCode::OutcomeUnknown)] {
+            for later in [ProposeError::NoLeader, ProposeError::NotLeader, leader(ErrorCode::NotLeader)] {
+                let mut known = Known::nothing();
+                assert_eq!(known.note(ProposeError::Busy), None);
+                assert_eq!(known.note(unknown.clone()), None);
+                assert_eq!(known.note(later), None);
+                assert_eq!(known.last.code(), ErrorCode::OutcomeUnknown);
+                assert_eq!(known.note(refused()), Some(ProposeError::OutcomeUnknown));
+            }
+        }
+        let mut known = Known::nothing();
+        assert_eq!(known.note(ProposeError::NotLeader), None);
+        assert_eq!(known.last, ProposeError::NotLeader);
+        assert_eq!(known.note(refused()), Some(refused()));
     }
 }
