@@ -124,6 +124,11 @@ impl Servers {
         let Some(leader) = self.world.leader() else { return };
         let Some(care) = self.name_of(leader) else { return };
         for mut leave in std::mem::take(&mut self.leaves) {
+            // It may have crashed over the one before.
+            if !self.world.is_running(leader) {
+                self.leaves.push(leave);
+                continue;
+            }
             let member = self.world.state(leader).members.get(&node_id(leave.name)).cloned();
             let Some(member) = member.filter(|_| now_ms < leave.until_ms) else { continue };
             if leave.request.is_none() && now_ms.is_multiple_of(20) {
@@ -140,6 +145,9 @@ impl Servers {
                 }
             }
             self.leaves.push(leave);
+        }
+        if !self.world.is_running(leader) {
+            return;
         }
         let registered: BTreeSet<_> = self.registered();
         let next = self.world.state(leader).next_raft_id;
