@@ -7,14 +7,16 @@ use std::time::Duration;
 use p2p_tests::lab::partitions::{Plan, play};
 use p2p_tests::lab::{Lab, available};
 
-/// Whether a datagram from the first server reaches the second.
+/// Whether a datagram of a few from the first server reaches the second: a busy machine may lose or delay one.
 fn passes(lab: &Lab, from: &str, to: &str) -> bool {
     let address = (lab.address(to).unwrap(), 9000);
     let receiver = lab.at(to, || UdpSocket::bind(address)).unwrap().unwrap();
     receiver.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let sender = lab.at(from, || UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
-    sender.send_to(b"word", address).unwrap();
-    receiver.recv_from(&mut [0; 9]).is_ok()
+    (0..4).any(|_| {
+        sender.send_to(b"word", address).unwrap();
+        receiver.recv_from(&mut [0; 9]).is_ok()
+    })
 }
 
 #[test]
