@@ -151,12 +151,14 @@ impl Servers {
         }
         let registered: BTreeSet<_> = self.registered();
         let next = self.world.state(leader).next_raft_id;
+        let grouped = self.world.core(leader).membership().all();
         for name in self.names() {
             let Some(id) = self.raft_id(name).filter(|id| *id < next && !registered.contains(id)) else {
                 continue;
             };
-            // Nobody else knows it under this number any more; not all at once.
-            if self.world.rng.random_bool(0.002) {
+            // Nobody else knows it under this number any more; not all at once. Who is in the group still is heard: the
+            // only vote may have been on its way to it.
+            if !grouped.contains(&id) && self.world.rng.random_bool(0.002) {
                 self.world.destroy(id);
                 self.servers.remove(&name);
             }
