@@ -2,9 +2,20 @@
 
 use std::collections::BTreeSet;
 
+use p2p_common::member::RaftId;
+use p2p_server_raft::EntryKind;
+
 use super::{Faults, Weather, World};
 
 impl World {
+    /// Whether, started from its disk, the node would know of the last change of the members in its log that it was
+    /// committed. Raft counts by the members before it until then, and so needs those who voted before.
+    pub fn would_know_members(&self, id: RaftId) -> bool {
+        let (loaded, _) = self.nodes[&id].disk.load();
+        let changes = loaded.entries.iter().filter(|entry| entry.kind == EntryKind::Membership);
+        changes.map(|entry| entry.index).max().is_none_or(|last| last <= loaded.hard_state.commit)
+    }
+
     /// Nothing goes wrong by itself from now on.
     pub fn calm_down(&mut self) {
         self.network.heal();

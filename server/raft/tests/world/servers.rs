@@ -228,6 +228,11 @@ impl Servers {
         if lost || members.is_joint() || !enough || !self.leaves.is_empty() || self.shrinks() {
             return;
         }
+        // Nor while the others, crashed now, would need its vote for a change that it knows to be over.
+        let others = members.voters.iter().filter(|other| **other != id);
+        if !others.copied().all(|other| self.world.would_know_members(other)) {
+            return;
+        }
         self.crash(name);
         self.world.destroy(id);
         self.server(name).raft_id = None;
