@@ -282,8 +282,9 @@ impl Servers {
             let Some((attempt, again_ms)) = self.servers[&name].joins else { continue };
             let Some(outcome) = self.world.outcomes.remove(&attempt.request) else {
                 if let Some(leader) = self.world.leader().filter(|_| self.world.now_ms >= again_ms) {
-                    // Whoever was asked may have died with the answer. The repeats of the world count from 0.
-                    let attempt = Attempt { number: attempt.number.max(1 << 32) + 1, ..attempt };
+                    // Whoever was asked may have died with the answer. The world repeats each of these attempts too, and
+                    // counts on from it.
+                    let attempt = Attempt { number: attempt.number + (1 << 32), ..attempt };
                     self.server(name).joins = Some((attempt, self.world.now_ms + ASK_AGAIN_MS));
                     self.world.attempt(leader, &[attempt]);
                 }
