@@ -1,8 +1,28 @@
-//! The only place that reads clocks: a [`Clock`] gives the cores their monotonic [`Now`], and wall time.
+//! The only place that reads clocks: a [`Clock`] gives the cores their monotonic [`Now`], [`unix_now`] this host's wall
+//! time, and a [`ClusterClock`] the time the cluster agrees on.
+//!
+//! # The cluster clock (SPEC I5)
+//!
+//! A certificate signed by a wrong clock is of no use, and a right one looks expired to a wrong clock. So dates are
+//! written and judged by the median of the Servers' clocks: one that is off by an hour, or begins in 1970, changes
+//! nothing. What a clock shows is kept as its [`ClockBase`], the time it gives the moment at which this host started;
+//! so a jump of our own wall clock moves nothing that was learned of others.
+//!
+//! ```text
+//! Server: {own clock, the clock of each connected Server}  ─► median ─► base ─► now = base + time since the host started
+//! Peer:   {the cluster clock as each Server told it last}  ─┘
+//! nobody heard of: this host's wall clock
+//! ```
+//!
+//! Time-outs have nothing to do with it; they go by the monotonic clock.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use p2p_common::{Now, UnixMs};
+use rustls::time_provider::TimeProvider;
+use rustls_pki_types::UnixTime;
 
 /// What a clock shows at its start: 100 years, so that what began before it, another process say, has its place too.
 const AT_START: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -43,6 +63,104 @@ impl Clock {
     }
 }
 
+/// This host's clock is off by more than this from the cluster's: worth a warning (SPEC I5).
+pub const CLOCK_OFF: Duration = Duration::from_secs(5 * 60);
+
+/// What a clock shows, as the Unix ms it gives the moment at which this host started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClockBase(i64);
+
+impl ClockBase {
+    /// Of this host's wall clock.
+    pub fn own() -> Self {
+        Self::told(unix_now())
+    }
+
+    /// Of a clock that shows `unix` now.
+    pub fn told(unix: UnixMs) -> Self {
+        let unix = i64::try_from(unix.0).unwrap_or(i64::MAX);
+        // The greatest is kept for none.
+        ClockBase(unix.saturating_sub(host_uptime_ms()).min(NO_BASE - 1))
+    }
+
+    /// How far it is ahead of `other` in ms.
+    pub fn ahead_ms(self, other: ClockBase) -> i64 {
+        self.0.saturating_sub(other.0)
+    }
+}
+
+/// What most of `clocks` agree on: the median, of an even number the later of the two in the middle, so that all who
+/// see the same clocks choose the same one; clocks that were never set are behind. None of none.
+pub fn median(mut clocks: Vec<ClockBase>) -> Option<ClockBase> {
+    clocks.sort_unstable();
+    clocks.get(clocks.len() / 2).copied()
+}
+
+const NO_BASE: i64 = i64::MAX;
+
+/// The time the cluster agrees on. Copies agree with each other: one per process.
+#[derive(Debug, Clone)]
+pub struct ClusterClock {
+    base: Arc<AtomicI64>,
+}
+
+impl Default for ClusterClock {
+    fn default() -> Self {
+        ClusterClock { base: Arc::new(AtomicI64::new(NO_BASE)) }
+    }
+}
+
+impl ClusterClock {
+    /// From now on it goes by `base`; by this host's wall clock with `None`.
+    pub fn set(&self, base: Option<ClockBase>) {
+        self.base.store(base.map_or(NO_BASE, |base| base.0), Ordering::Relaxed);
+    }
+
+    /// Whether others were heard of.
+    pub fn is_set(&self) -> bool {
+        self.base.load(Ordering::Relaxed) != NO_BASE
+    }
+
+    /// Now.
+    pub fn now(&self) -> UnixMs {
+        match self.base.load(Ordering::Relaxed) {
+            NO_BASE => unix_now(),
+            base => UnixMs(u64::try_from(base.saturating_add(host_uptime_ms())).unwrap_or(0)),
+        }
+    }
+
+    /// How far it is ahead of this host's wall clock, in ms.
+    pub fn ahead_ms(&self) -> i64 {
+        match self.base.load(Ordering::Relaxed) {
+            NO_BASE => 0,
+            base => ClockBase(base).ahead_ms(ClockBase::own()),
+        }
+    }
+
+    /// What people are told when this host's clock is off by more than [`CLOCK_OFF`].
+    pub fn complaint(&self) -> Option<String> {
+        let ahead_ms = self.ahead_ms();
+        if u128::from(ahead_ms.unsigned_abs()) <= CLOCK_OFF.as_millis() {
+            return None;
+        }
+        let off = Duration::from_secs(ahead_ms.unsigned_abs() / 1_000);
+        let side = if ahead_ms > 0 { "behind" } else { "ahead of" };
+        Some(format!("this host's clock is {} s {side} the cluster's: set it", off.as_secs()))
+    }
+}
+
+impl TimeProvider for ClusterClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.now().0)))
+    }
+}
+
+/// Goes on while the host sleeps, and when its wall clock is set does nothing.
+fn host_uptime_ms() -> i64 {
+    let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    since.tv_sec.saturating_mul(1_000).saturating_add(since.tv_nsec / 1_000_000)
+}
+
 /// Wall time; zero for a clock set before 1970.
 pub fn unix_now() -> UnixMs {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -73,6 +191,47 @@ mod tests {
         let clock = Clock::start();
         let far = clock.instant(Now(Duration::MAX));
         assert!(far > tokio::time::Instant::now());
+    }
+
+    #[test]
+    fn the_median_of_the_clocks_counts() {
+        let of = |clocks: &[i64]| median(clocks.iter().copied().map(ClockBase).collect()).map(|base| base.0);
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[7]), Some(7));
+        // Both see the same two, and choose the same.
+        assert_eq!(of(&[-1_000, 5]), Some(5));
+        assert_eq!(of(&[5, -1_000]), Some(5));
+        for odd in [i64::MIN, -3_600_000, 3_600_000, i64::MAX - 1] {
+            assert_eq!(of(&[10, odd, 10]), Some(10));
+            assert_eq!(of(&[10, 11, odd, 12, 13]).map(|base| (11..=12).contains(&base)), Some(true));
+        }
+    }
+
+    #[test]
+    fn the_cluster_clock_is_our_own_until_others_are_heard_of() {
+        let clock = ClusterClock::default();
+        assert!(!clock.is_set() && clock.ahead_ms() == 0 && clock.complaint().is_none());
+        let year_ms = 365 * 86_400_000;
+        let copy = clock.clone();
+        copy.set(Some(ClockBase::told(UnixMs(unix_now().0 + year_ms))));
+        assert!(clock.is_set());
+        assert!(clock.ahead_ms().abs_diff(year_ms as i64) < 5_000, "{}", clock.ahead_ms());
+        assert!(clock.complaint().unwrap().contains("behind"), "{:?}", clock.complaint());
+        assert!(clock.now().0.abs_diff(unix_now().0 + year_ms) < 5_000);
+        clock.set(Some(ClockBase::told(UnixMs(unix_now().0 - 3_600_000))));
+        assert!(clock.complaint().unwrap().contains("ahead"), "{:?}", clock.complaint());
+        clock.set(None);
+        assert_eq!(clock.ahead_ms(), 0);
+    }
+
+    #[test]
+    fn clocks_out_of_all_bounds_are_no_panic() {
+        let clock = ClusterClock::default();
+        for unix in [0, u64::MAX] {
+            clock.set(Some(ClockBase::told(UnixMs(unix))));
+            assert!(clock.is_set());
+            let _ = (clock.now(), clock.ahead_ms(), clock.complaint(), clock.current_time());
+        }
     }
 
     #[test]
