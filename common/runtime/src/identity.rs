@@ -24,7 +24,7 @@ mod node;
 mod token;
 mod trust;
 
-pub use certificate::{BadCertificate, PeerIdentity};
+pub use certificate::{BadCertificate, CertificateDates, PeerIdentity};
 pub use data_dir::{DataDir, DataDirError, DataDirView, FileMode};
 pub use key::{KeyError, NodeKey};
 pub use node::{Enrolment, IdentityError, NodeIdentity};

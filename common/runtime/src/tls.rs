@@ -10,7 +10,8 @@
 //! | `p2p-tunnel/1` | tunnels between Peers | required | 1.3 | the Peer's port |
 //! | `p2p-link/1` | mesh links between Peers | required | 1.3 | the Peer's port |
 //!
-//! Nodes are verified by chain to the trust bundle and by the Id in the certificate, never by host name.
+//! Nodes are verified by the key their Id is pinned to, which [`Credentials`] are told, else by chain to the trust bundle
+//! and by dates, and always by the Id in the certificate, never by host name.
 //! rustls may skip a verifier when it resumes a session, so sessions are not resumed, and [`PeerIdentity`] is
 //! read and checked here after every handshake. Established connections keep what they were opened with when
 //! [`Credentials`] are replaced.
@@ -35,10 +36,11 @@ use crate::identity::PeerIdentity;
 
 pub use accept::{AcceptError, Accepted, AcceptedTunnel, ServerTls};
 pub use connect::{ConnectError, Connector, Dialed, DialedTunnel, Expect};
-pub use credentials::Credentials;
+pub use credentials::{Credentials, ShownCertificate};
 pub use prefixed::Prefixed;
 pub use tokio_rustls::{client::TlsStream as ClientTlsStream, server::TlsStream as ServerTlsStream};
 pub use tunnel::TunnelStream;
+pub use verify::Pins;
 
 /// ALPN of the node faces.
 pub const ALPN_NODE: &[u8] = b"p2p-node/1";

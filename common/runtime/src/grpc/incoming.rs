@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use crate::tcp;
-use crate::tls::{Face, HANDSHAKE_TIMEOUT, ServerTls, ServerTlsStream};
+use crate::tls::{Face, HANDSHAKE_TIMEOUT, ServerTls, ServerTlsStream, ShownCertificate};
 
 /// Connections accepted and not yet taken by tonic, which takes them at once.
 const QUEUE: usize = 64;
@@ -44,6 +44,8 @@ const PREFACE_BYTES: usize = 24;
 pub struct CallerInfo {
     /// What the connection was opened for, and by which node.
     pub face: Face,
+    /// What the node showed, on the node face.
+    pub certificate: Option<ShownCertificate>,
     /// Where it comes from, as seen here.
     pub remote: SocketAddr,
     /// Where it arrived.
@@ -200,7 +202,7 @@ impl Acceptor {
         self.metrics.open.get_or_create(&label).inc();
         let open = self.metrics.open.get_or_create(&label).clone();
         Some(GrpcStream {
-            info: CallerInfo { face: accepted.face, remote, local },
+            info: CallerInfo { face: accepted.face, certificate: accepted.certificate, remote, local },
             stream: accepted.stream,
             preface: Some(PrefaceGuard {
                 missing: PREFACE_BYTES,

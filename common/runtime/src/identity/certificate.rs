@@ -3,7 +3,7 @@
 //! The Id stands in a subject alternative name of the kind URI, `p2p://<cluster id>/<node id>`; nothing else
 //! in a certificate says who a node is.
 
-use p2p_common::{BadId, ClusterId, KeyHash, NodeId, NodeKind};
+use p2p_common::{BadId, ClusterId, KeyHash, NodeId, NodeKind, UnixMs};
 use uuid::Uuid;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -81,6 +81,42 @@ impl PeerIdentity {
     }
 }
 
+/// From when to when a certificate says that it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CertificateDates {
+    /// From then on; 1970 for an earlier one.
+    pub not_before: UnixMs,
+    /// Until then.
+    pub not_after: UnixMs,
+}
+
+impl CertificateDates {
+    /// Reads the dates of a certificate (DER). Verifies nothing.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn of(der: &[u8]) -> Result<Self, BadCertificate> {
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| BadCertificate::Unreadable)?;
+        let validity = certificate.validity();
+        let unix = |secs: i64| UnixMs(u64::try_from(secs).unwrap_or(0).saturating_mul(1_000));
+        Ok(CertificateDates {
+            not_before: unix(validity.not_before.timestamp()),
+            not_after: unix(validity.not_after.timestamp()),
+        })
+    }
+
+    /// How long it has been over at `now`; none while it is not.
+    pub fn expired_for(&self, now: UnixMs) -> Option<std::time::Duration> {
+        let over_ms = now.0.checked_sub(self.not_after.0).filter(|over_ms| *over_ms > 0)?;
+        Some(std::time::Duration::from_millis(over_ms))
+    }
+
+    /// Whether it has not begun at `now`.
+    pub fn is_not_yet_valid(&self, now: UnixMs) -> bool {
+        now < self.not_before
+    }
+}
+
 /// The name of a node as its certificate carries it.
 pub(crate) fn node_uri(cluster_id: ClusterId, node_id: NodeId) -> String {
     format!("{SCHEME}{cluster_id}/{node_id}")
@@ -137,6 +173,20 @@ mod tests {
             assert!(matches!(read(&[form]), Err(BadCertificate::Form(_))), "{form}");
         }
         assert_eq!(PeerIdentity::of_certificate(b"junk"), Err(BadCertificate::Unreadable));
+    }
+
+    #[test]
+    fn dates_are_read() {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.not_before = time::OffsetDateTime::from_unix_timestamp(1_000).unwrap();
+        params.not_after = time::OffsetDateTime::from_unix_timestamp(2_000).unwrap();
+        let dates = CertificateDates::of(params.self_signed(&key).unwrap().der()).unwrap();
+        assert_eq!((dates.not_before, dates.not_after), (UnixMs(1_000_000), UnixMs(2_000_000)));
+        assert!(dates.is_not_yet_valid(UnixMs(999_999)) && !dates.is_not_yet_valid(UnixMs(1_000_000)));
+        assert_eq!(dates.expired_for(UnixMs(2_000_000)), None);
+        assert_eq!(dates.expired_for(UnixMs(2_060_000)), Some(std::time::Duration::from_secs(60)));
+        assert!(CertificateDates::of(b"junk").is_err());
     }
 
     #[test]

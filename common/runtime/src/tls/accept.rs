@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::credentials::Credentials;
+use super::credentials::{Credentials, ShownCertificate};
 use super::tunnel::{self, TunnelStream};
+use super::verify::Side;
 use super::{ALPN_LINK, ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, Face, HANDSHAKE_TIMEOUT};
 use crate::identity::{BadCertificate, PeerIdentity};
 
@@ -56,6 +57,8 @@ impl AcceptError {
 pub struct Accepted<S> {
     /// What it was opened for, and by whom.
     pub face: Face,
+    /// What was shown on a node face; none on the others.
+    pub certificate: Option<ShownCertificate>,
     /// The decrypted stream.
     pub stream: TlsStream<S>,
 }
@@ -147,7 +150,14 @@ impl ServerTls {
             ALPN_LINK => Face::Link(self.identify(chain)?),
             _ => Face::Tunnel(self.identify(chain)?),
         };
-        Ok(Accepted { face, stream })
+        let certificate = match &face {
+            Face::Node(identity) => {
+                let certificate = chain.first().ok_or(BadCertificate::Unreadable)?;
+                Some(self.credentials.look_at(Side::Client, identity, certificate)?)
+            }
+            _ => None,
+        };
+        Ok(Accepted { face, certificate, stream })
     }
 
     /// The face for what the client offers; a client that offers several is a node.

@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::credentials::{Credentials, nameless};
 use super::tunnel::{self, TunnelStream};
-use super::verify::{ChainVerifier, OtherCa};
+use super::verify::{FingerprintVerifier, OtherCa, Side};
 use super::{ALPN_PUBLIC, provider};
 use crate::identity::{BadCertificate, PeerIdentity, Token, TrustBundle};
 use crate::tcp::{self, DialError};
@@ -184,7 +184,7 @@ impl Connector {
         let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(ChainVerifier::by_fingerprint(token.ca_fingerprint()))
+            .with_custom_certificate_verifier(FingerprintVerifier::new(token.ca_fingerprint()))
             .with_no_client_auth();
         let config = Arc::new(nameless(config, ALPN_PUBLIC));
         let purpose = Purpose::Enrol { config, cluster_id: token.cluster_id() };
@@ -281,8 +281,12 @@ impl Connector {
         if agreed != Some(alpn) {
             return Err(ConnectError::Alpn { alpn: alpn.escape_ascii().to_string() });
         }
-        let identity = PeerIdentity::of_certificate(chain.first().ok_or(BadCertificate::Unreadable)?)?;
+        let certificate = chain.first().ok_or(BadCertificate::Unreadable)?;
+        let identity = PeerIdentity::of_certificate(certificate)?;
         self.check(&identity)?;
+        if let Purpose::Node(credentials) = &self.purpose {
+            credentials.look_at(Side::Server, &identity, certificate)?;
+        }
         Ok(identity)
     }
 
