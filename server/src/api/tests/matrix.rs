@@ -1,21 +1,106 @@
 //! Who may call what, asked of every method as every kind of caller, by empty messages over the port.
+//!
+//! [`ROWS`] is what was agreed: a method the protocol has and the table has not fails the test, and so does the
+//! reverse. The columns are the callers of each test.
+
+use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 use http::Request;
 use p2p_common::command::{CommandBody, TokenRole};
 use p2p_common::{ClusterId, ErrorCode, UnixMs};
 use p2p_proto::status::CODE_KEY;
+use p2p_proto::v1;
 use p2p_runtime::identity::Token;
 use p2p_runtime::tls::ConnectError;
 use p2p_server_core::METHODS;
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tonic::Code;
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::transport::Channel;
 use uuid::Uuid;
 
-use super::world::{Node, World, bearer, ca, peer, record};
+use super::world::{CLUSTER, Node, World, bearer, ca, peer, record};
 use crate::api::rate_limit::BURST;
+
+/// Whom a method serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Serves {
+    /// Whoever comes, also without anything.
+    Anyone,
+    /// Nodes, and those that are not nodes yet.
+    Enrolling,
+    /// Whoever has proved anything.
+    Known,
+    Peers,
+    Servers,
+    Operators,
+}
+
+/// Every method of the port. A new one needs its line here, and in `authorise.rs`.
+const ROWS: &[(&str, Serves)] = &[
+    ("/p2p.v1.Enroll/Enroll", Serves::Enrolling),
+    ("/p2p.v1.Session/Attach", Serves::Peers),
+    ("/p2p.v1.Cluster/GetMaster", Serves::Known),
+    ("/p2p.v1.Cluster/WatchMaster", Serves::Known),
+    ("/p2p.v1.Cluster/ListMembers", Serves::Known),
+    ("/p2p.v1.Cluster/ListSettings", Serves::Known),
+    ("/p2p.v1.Cluster/GetStatus", Serves::Known),
+    ("/p2p.v1.Cluster/ListPeers", Serves::Known),
+    ("/p2p.v1.Cluster/ListServices", Serves::Known),
+    ("/p2p.v1.Operator/CreateToken", Serves::Operators),
+    ("/p2p.v1.Operator/ListTokens", Serves::Operators),
+    ("/p2p.v1.Operator/RevokeToken", Serves::Operators),
+    ("/p2p.v1.Operator/TransferMaster", Serves::Operators),
+    ("/p2p.v1.Operator/RemoveMember", Serves::Operators),
+    ("/p2p.v1.Operator/ChangeSetting", Serves::Operators),
+    ("/p2p.v1.Operator/Backup", Serves::Operators),
+    ("/p2p.v1.Peering/Join", Serves::Servers),
+    ("/p2p.v1.Peering/FetchCaKey", Serves::Servers),
+    ("/p2p.v1.Peering/Propose", Serves::Servers),
+    ("/p2p.v1.Peering/Transfer", Serves::Servers),
+    ("/p2p.v1.Peering/Remove", Serves::Servers),
+    ("/p2p.v1.Peering/Progress", Serves::Servers),
+    ("/p2p.v1.Raft/Stream", Serves::Servers),
+    ("/p2p.v1.Raft/Send", Serves::Servers),
+    ("/p2p.v1.Raft/SendSnapshot", Serves::Servers),
+    ("/p2p.v1.Raft/Probe", Serves::Servers),
+    ("/grpc.health.v1.Health/Check", Serves::Anyone),
+    ("/grpc.health.v1.Health/Watch", Serves::Anyone),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Serves::Known),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Serves::Known),
+];
+
+/// Who calls, and with what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Nobody,
+    Peer,
+    Server,
+    Reader,
+    Operator,
+}
+
+impl Serves {
+    /// What is agreed for `role`.
+    fn verdict(self, role: Role) -> Verdict {
+        let admitted = match self {
+            Serves::Anyone => true,
+            Serves::Enrolling => matches!(role, Role::Nobody | Role::Peer | Role::Server),
+            Serves::Known => role != Role::Nobody,
+            Serves::Peers => role == Role::Peer,
+            Serves::Servers => role == Role::Server,
+            Serves::Operators => role == Role::Operator,
+        };
+        match (admitted, role) {
+            (true, _) => Admitted,
+            (false, Role::Nobody) => NOTHING,
+            (false, _) => Denied,
+        }
+    }
+}
 
 /// What became of a call at the gate. Behind it an empty message may still make no sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,47 +136,70 @@ async fn call(mut channel: Channel, path: &str, authorization: Option<&str>) -> 
 }
 
 /// Asks every method at once.
-async fn verdicts(channel: &Channel, authorization: Option<&str>) -> Vec<(&'static str, Verdict)> {
-    let asked =
-        METHODS.iter().map(|(path, _)| async { (*path, call(channel.clone(), path, authorization).await) });
+async fn verdicts(channel: &Channel, authorization: Option<&str>) -> Vec<(&'static str, Serves, Verdict)> {
+    let asked = ROWS
+        .iter()
+        .map(|(path, serves)| async { (*path, *serves, call(channel.clone(), path, authorization).await) });
     join_all(asked).await
+}
+
+#[test]
+fn every_method_of_the_protocol_has_one_row_and_no_row_is_left_over() {
+    let described = [
+        v1::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let mut methods = BTreeSet::new();
+    for described in described {
+        for file in FileDescriptorSet::decode(described).unwrap().file {
+            // A Peer's own socket serves this one.
+            for service in file.service.iter().filter(|service| service.name() != "Agent") {
+                let path = format!("/{}.{}", file.package(), service.name());
+                methods.extend(service.method.iter().map(|method| format!("{path}/{}", method.name())));
+            }
+        }
+    }
+    let rows: BTreeSet<String> = ROWS.iter().map(|(path, _)| (*path).to_owned()).collect();
+    assert_eq!(rows.len(), ROWS.len(), "a method has two rows");
+    let missing: Vec<_> = methods.difference(&rows).collect();
+    let stale: Vec<_> = rows.difference(&methods).collect();
+    assert!(
+        missing.is_empty() && stale.is_empty(),
+        "without a row: {missing:?}; without a method: {stale:?}"
+    );
+    for (path, _) in METHODS {
+        assert!(rows.contains(*path), "the gate lets {path} through, which is no method");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_method_for_every_caller() {
     let world = World::start().await;
-    // Per service: nobody, peer, server, reader, operator.
-    let agreed = [
-        ("/p2p.v1.Enroll/", [Admitted, Admitted, Admitted, Denied, Denied]),
-        ("/p2p.v1.Session/", [NOTHING, Admitted, Denied, Denied, Denied]),
-        ("/p2p.v1.Cluster/", [NOTHING, Admitted, Admitted, Admitted, Admitted]),
-        ("/p2p.v1.Operator/", [NOTHING, Denied, Denied, Denied, Admitted]),
-        ("/p2p.v1.Peering/", [NOTHING, Denied, Admitted, Denied, Denied]),
-        ("/p2p.v1.Raft/", [NOTHING, Denied, Admitted, Denied, Denied]),
-        ("/grpc.health.v1.Health/", [Admitted; 5]),
-        ("/grpc.reflection.", [NOTHING, Admitted, Admitted, Admitted, Admitted]),
-    ];
     let public = world.public().await;
     let (reader, operator, local) = (bearer(&world.reader), bearer(&world.operator), bearer(&world.local));
     let node = world.node(&world.peers[0]).await.unwrap();
+    let server = world.node(&world.other).await.unwrap();
     let callers = [
-        (0, &public, None),
-        (1, &node, None),
+        (Role::Nobody, &public, None),
+        (Role::Peer, &node, None),
         // On the node face a token changes nothing.
-        (1, &node, Some(operator.as_str())),
-        (2, &world.node(&world.other).await.unwrap(), None),
-        (3, &public, Some(reader.as_str())),
-        (4, &public, Some(operator.as_str())),
-        (4, &public, Some(local.as_str())),
+        (Role::Peer, &node, Some(operator.as_str())),
+        (Role::Peer, &node, Some("garbage")),
+        (Role::Server, &server, None),
+        (Role::Server, &server, Some(reader.as_str())),
+        (Role::Reader, &public, Some(reader.as_str())),
+        (Role::Operator, &public, Some(operator.as_str())),
+        (Role::Operator, &public, Some(local.as_str())),
     ];
-    for (column, channel, authorization) in callers {
-        for (path, verdict) in verdicts(channel, authorization).await {
-            let (_, row) = agreed.iter().find(|(prefix, _)| path.starts_with(prefix)).unwrap();
-            assert_eq!(verdict, row[column], "{path} as caller {column}");
+    for (role, channel, authorization) in callers {
+        for (path, serves, verdict) in verdicts(channel, authorization).await {
+            assert_eq!(verdict, serves.verdict(role), "{path} as {role:?}");
         }
         for path in ["/p2p.v1.Cluster/Nothing", "/p2p.v1.Agent/GetStatus", "/"] {
             let verdict = call(channel.clone(), path, authorization).await;
-            assert_eq!(verdict, if column == 0 { NOTHING } else { Denied }, "{path} as caller {column}");
+            assert_eq!(verdict, if role == Role::Nobody { NOTHING } else { Denied }, "{path} as {role:?}");
         }
     }
 }
@@ -121,7 +229,7 @@ async fn bad_tokens_open_nothing() {
         (String::new(), ErrorCode::Unauthenticated),
     ] {
         // Also methods that ask for nothing: whoever shows something wrong should hear so.
-        for (path, verdict) in verdicts(&public, Some(&authorization)).await {
+        for (path, _, verdict) in verdicts(&public, Some(&authorization)).await {
             assert_eq!(verdict, Verdict::Unauthenticated(code), "{path} with {authorization}");
         }
     }
@@ -132,7 +240,7 @@ async fn bad_tokens_open_nothing() {
 async fn an_expired_token_opens_nothing() {
     let world = World::start().await;
     let public = world.public().await;
-    for (path, verdict) in verdicts(&public, Some(&bearer(&world.expired))).await {
+    for (path, _, verdict) in verdicts(&public, Some(&bearer(&world.expired))).await {
         assert_eq!(verdict, Verdict::Unauthenticated(ErrorCode::TokenExpired), "{path}");
     }
 }
@@ -143,19 +251,21 @@ async fn a_certificate_alone_opens_nothing() {
     // Signed by the CA, bound to another key.
     let other_key = Node::new(&world.ca, world.peers[0].id);
     let channel = world.node(&other_key).await.unwrap();
-    for (path, verdict) in verdicts(&channel, None).await {
+    for (path, _, verdict) in verdicts(&channel, None).await {
         assert_eq!(verdict, Verdict::Unauthenticated(ErrorCode::IdTaken), "{path}");
     }
     // Signed by the CA, bound to nothing.
     let unknown = Node::new(&world.ca, peer(99));
     let channel = world.node(&unknown).await.unwrap();
-    for (path, verdict) in verdicts(&channel, None).await {
+    for (path, _, verdict) in verdicts(&channel, None).await {
         assert_eq!(verdict, NOTHING, "{path}");
     }
-    // Of another cluster: there is not even a connection to call on.
-    let stranger = Node::new(&ca(ClusterId::new(Uuid::from_u128(0xc2))), peer(1));
-    let refused = world.node(&stranger).await.unwrap_err();
-    assert!(matches!(refused, ConnectError::Handshake(_) | ConnectError::Http2(_)), "{refused}");
+    // Of another cluster, or of a CA that says that it is of this one: there is not even a connection to call on.
+    let strange = [ca(ClusterId::new(Uuid::from_u128(0xc2))), ca(CLUSTER)];
+    for (ca, id) in strange.iter().flat_map(|ca| [(ca, peer(1)), (ca, world.other.id)]) {
+        let refused = world.node(&Node::new(ca, id)).await.unwrap_err();
+        assert!(matches!(refused, ConnectError::Handshake(_) | ConnectError::Http2(_)), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
