@@ -9,6 +9,8 @@ mod enrol;
 #[cfg(test)]
 mod fixture;
 mod forward;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod health;
 mod ingress;
 mod local_api;

@@ -186,7 +186,7 @@ fn up_to(message: ToServer) -> v1::SessionUp {
 }
 
 /// A received message; `None` for kinds this version does not know.
-fn down_from(message: v1::SessionDown) -> Result<Option<FromServer>, ConvertError> {
+pub(crate) fn down_from(message: v1::SessionDown) -> Result<Option<FromServer>, ConvertError> {
     use session_down::Message;
     let Some(message) = message.message else { return Ok(None) };
     Ok(Some(match message {

@@ -12,11 +12,11 @@
 //! Errors leave through `p2p_proto::status`. Source: SPEC I3, I4, C6, C7, P1-P5, O4.
 
 mod cluster;
-mod enroll;
-mod gate;
+pub(crate) mod enroll;
+pub(crate) mod gate;
 mod health;
-mod operator;
-mod peering;
+pub(crate) mod operator;
+pub(crate) mod peering;
 mod raft;
 mod rate_limit;
 mod session;

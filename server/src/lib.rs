@@ -4,6 +4,8 @@ mod admission;
 mod api;
 pub mod cli;
 pub mod config;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod group;
 mod http;
 mod hub_task;

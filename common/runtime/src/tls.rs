@@ -41,6 +41,8 @@ pub use prefixed::Prefixed;
 pub use tokio_rustls::{client::TlsStream as ClientTlsStream, server::TlsStream as ServerTlsStream};
 pub use tunnel::TunnelStream;
 pub use verify::Pins;
+#[cfg(fuzzing)]
+pub use tunnel::fuzzing;
 
 /// ALPN of the node faces.
 pub const ALPN_NODE: &[u8] = b"p2p-node/1";

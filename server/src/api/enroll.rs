@@ -75,7 +75,7 @@ impl EnrollApi {
 }
 
 /// The names a Server's certificate carries: the hosts it is reached at.
-fn names(addresses: &[String]) -> Result<Vec<String>, Status> {
+pub(crate) fn names(addresses: &[String]) -> Result<Vec<String>, Status> {
     if addresses.len() > Member::ADDRESSES_MAX {
         let message = format!("addresses: {} are more than {}", addresses.len(), Member::ADDRESSES_MAX);
         return Err(refuse(ErrorCode::BadRequest, message));

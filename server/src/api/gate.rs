@@ -183,13 +183,7 @@ impl Gate {
     }
 
     fn bearer(&self, header: &HeaderValue) -> Result<CallerKind, Status> {
-        let bad = |text: &str| refuse_credentials(ErrorCode::Unauthenticated, text);
-        let text = header.to_str().map_err(|_| bad("the authorization header is not text"))?;
-        let token = match text.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
-            _ => return Err(bad("the authorization header must be: Bearer TOKEN")),
-        };
-        let token: Token = token.parse().map_err(|e| bad(&format!("{e}")))?;
+        let token = token_of(header)?;
         if token.matches(&self.local_operator) {
             return Ok(CallerKind::Operator);
         }
@@ -218,6 +212,20 @@ impl Gate {
         let message = format!("too many calls without valid credentials from {source}: wait a moment");
         Err(refuse(ErrorCode::Exhausted, message))
     }
+}
+
+/// The token in an `authorization` header.
+///
+/// # Errors
+/// When it holds none.
+pub(crate) fn token_of(header: &HeaderValue) -> Result<Token, Status> {
+    let bad = |text: &str| refuse_credentials(ErrorCode::Unauthenticated, text);
+    let text = header.to_str().map_err(|_| bad("the authorization header is not text"))?;
+    let token = match text.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+        _ => return Err(bad("the authorization header must be: Bearer TOKEN")),
+    };
+    token.parse().map_err(|e| bad(&format!("{e}")))
 }
 
 /// Puts the gate before every service.

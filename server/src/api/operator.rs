@@ -54,7 +54,7 @@ fn bad(field: &'static str, reason: impl Into<String>) -> Status {
 }
 
 /// The token asked for. Uses mean nothing for roles that do not enrol.
-fn record(request: &v1::CreateTokenRequest) -> Result<TokenRecord, Status> {
+pub(crate) fn record(request: &v1::CreateTokenRequest) -> Result<TokenRecord, Status> {
     let malformed = |e: convert::ConvertError| malformed(&e);
     let role = convert::token_role_from(request.role).map_err(malformed)?;
     let enrols = match role {

@@ -52,7 +52,7 @@ fn refused(error: &ProposeError) -> Status {
     refuse(error.code(), error.to_string())
 }
 
-fn addresses(texts: &[String]) -> Result<Vec<HostPort>, Status> {
+pub(crate) fn addresses(texts: &[String]) -> Result<Vec<HostPort>, Status> {
     if texts.is_empty() || texts.len() > Member::ADDRESSES_MAX {
         let message = format!("a server has 1 to {} addresses", Member::ADDRESSES_MAX);
         return Err(refuse(ErrorCode::BadRequest, message));

@@ -18,6 +18,8 @@
 //! use; alerts about bad records are not sent, the connection just ends.
 
 mod buffers;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handshake;
 mod records;
 

@@ -1,0 +1,28 @@
+//! What the fuzz targets reach of this crate's insides: checks of requests that need nothing but the request. In no
+//! other build.
+
+use http::HeaderValue;
+use p2p_proto::v1;
+use p2p_runtime::identity::Token;
+
+use crate::api::{enroll, gate, operator, peering};
+
+/// The token in an `authorization` header of these bytes.
+pub fn bearer(header: &[u8]) -> Option<Token> {
+    gate::token_of(&HeaderValue::from_bytes(header).ok()?).ok()
+}
+
+/// Whether a token is made as asked.
+pub fn token_asked_for(request: &v1::CreateTokenRequest) -> bool {
+    operator::record(request).is_ok()
+}
+
+/// The names of a Server's certificate.
+pub fn server_names(addresses: &[String]) -> Option<Vec<String>> {
+    enroll::names(addresses).ok()
+}
+
+/// Whether a Server that joins may have these addresses.
+pub fn server_addresses(addresses: &[String]) -> bool {
+    peering::addresses(addresses).is_ok()
+}
