@@ -21,7 +21,7 @@ use p2p_proto::v1;
 use p2p_runtime::admin::{self, Readiness};
 use p2p_runtime::clock::Clock;
 use p2p_runtime::exit::{Exit, chain};
-use p2p_runtime::grpc::{Acceptor, ListenLimits, ListenMetrics};
+use p2p_runtime::grpc::{Acceptor, ListenLimits, ListenMetrics, NodeConnections};
 use p2p_runtime::identity::{DataDir, FileMode, Token};
 use p2p_runtime::interfaces::own_addresses;
 use p2p_runtime::shutdown::Shutdown;
@@ -216,6 +216,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         tls: ServerTls::api(credentials),
         limits: ListenLimits::default(),
         metrics: listen_metrics,
+        nodes: NodeConnections::default(),
         stop: stop.clone(),
         log: log.new(o!("room" => "api")),
     };

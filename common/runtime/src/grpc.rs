@@ -8,6 +8,10 @@
 
 mod channel;
 mod incoming;
+mod nodes;
+mod stream;
 
 pub use channel::{ChannelParams, Connection, connect};
-pub use incoming::{Acceptor, CallerInfo, GrpcStream, ListenLimits, ListenMetrics};
+pub use incoming::{Acceptor, ListenLimits, ListenMetrics};
+pub use nodes::NodeConnections;
+pub use stream::{CallerInfo, GrpcStream};

@@ -1,6 +1,8 @@
 //! TCP as the product wants it: [`listen`], [`connect`], socket options, and the limit on open files.
 
 mod holder;
+mod slots;
+mod source;
 
 use std::fmt;
 use std::io;
@@ -13,6 +15,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 pub use holder::PortHolder;
+pub use slots::{Crowded, Slot, SlotLimits, Slots, VOUCHED_FOR, Voucher};
+pub use source::Source;
 
 /// Connections that wait to be accepted. A burst of reconnecting peers fits; the kernel caps it at its own
 /// `net.core.somaxconn`.

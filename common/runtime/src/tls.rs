@@ -40,9 +40,9 @@ pub use credentials::{Credentials, ShownCertificate};
 pub use prefixed::Prefixed;
 pub use tokio_rustls::{client::TlsStream as ClientTlsStream, server::TlsStream as ServerTlsStream};
 pub use tunnel::TunnelStream;
-pub use verify::Pins;
 #[cfg(fuzzing)]
 pub use tunnel::fuzzing;
+pub use verify::Pins;
 
 /// ALPN of the node faces.
 pub const ALPN_NODE: &[u8] = b"p2p-node/1";
@@ -56,6 +56,11 @@ pub const ALPN_LINK: &[u8] = b"p2p-link/1";
 /// A handshake takes three round trips and a few milliseconds of work; 10 s leave room for retransmissions
 /// on a bad path and bound what a silent client can hold.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The first byte comes with the connection, in the same round trip from who has something to say.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A ClientHello is one or two packets.
+pub const CLIENT_HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a connection was opened for, and who is on the other side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,22 +15,26 @@ use p2p_common::addr::HostPort;
 use p2p_common::command::TokenRole;
 use p2p_runtime::ca::ClusterCa;
 use p2p_runtime::grpc::{
-    Acceptor, CallerInfo, ChannelParams, Connection, ListenLimits, ListenMetrics, connect,
+    Acceptor, CallerInfo, ChannelParams, Connection, ListenLimits, ListenMetrics, NodeConnections, connect,
 };
 use p2p_runtime::identity::Token;
 use p2p_runtime::tcp;
-use p2p_runtime::tls::{ConnectError, Connector, Expect, ServerTls};
+use p2p_runtime::tls::{CLIENT_HELLO_TIMEOUT, Connector, Expect, FIRST_BYTE_TIMEOUT, ServerTls};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use slog::{Discard, Logger, o};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::transport::Server;
 use tower_service::Service;
 use world::{CLUSTER, Node, ca, peer_id, server_id};
+
+const ASK: &str = "/test.WhoAmI/Ask";
+/// A call with good credentials.
+const GOOD: &str = "/test.WhoAmI/AskWithCredentials";
 
 /// Answers every call with who made it.
 #[derive(Clone)]
@@ -51,6 +55,9 @@ impl Service<Request<Body>> for WhoAmI {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let caller = request.extensions().get::<CallerInfo>().expect("put there by the port");
+        if request.uri().path() == GOOD {
+            caller.vouch();
+        }
         let who = caller.face.identity().map_or("nobody".to_owned(), |identity| identity.node_id.to_string());
         let response = Response::builder()
             .header("grpc-status", "0")
@@ -64,6 +71,7 @@ impl Service<Request<Body>> for WhoAmI {
 struct Port {
     addr: SocketAddr,
     metrics: ListenMetrics,
+    nodes: NodeConnections,
     stop: CancellationToken,
     done: tokio::task::JoinHandle<()>,
 }
@@ -72,11 +80,13 @@ impl Port {
     fn open(node: &Node, limits: ListenLimits) -> Port {
         let listener = tcp::listen("127.0.0.1:0".parse().unwrap(), "--listen").unwrap();
         let addr = listener.local_addr().unwrap();
-        let (metrics, stop) = (ListenMetrics::default(), CancellationToken::new());
+        let (metrics, nodes) = (ListenMetrics::default(), NodeConnections::default());
+        let stop = CancellationToken::new();
         let acceptor = Acceptor {
             tls: ServerTls::api(Arc::clone(&node.credentials)),
             limits,
             metrics: metrics.clone(),
+            nodes: nodes.clone(),
             stop: stop.clone(),
             log: Logger::root(Discard, o!()),
         };
@@ -86,34 +96,42 @@ impl Port {
             let server = Server::builder().add_service(WhoAmI);
             server.serve_with_incoming_shutdown(incoming, stopped).await.unwrap();
         });
-        Port { addr, metrics, stop, done }
+        Port { addr, metrics, nodes, stop, done }
     }
 
     fn to(&self) -> HostPort {
         self.addr.into()
     }
 
-    fn shows(&self, line: &str) -> bool {
+    fn counts(&self) -> String {
         let mut registry = Registry::default();
         self.metrics.register(&mut registry);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
-        text.lines().any(|shown| shown == line)
+        text
+    }
+
+    fn shows(&self, line: &str) -> bool {
+        self.counts().lines().any(|shown| shown == line)
     }
 
     /// Waits until a metric reads so: the other side of a socket closes in its own time.
     async fn until(&self, line: &str) {
         let start = Instant::now();
         while !self.shows(line) {
-            assert!(start.elapsed() < Duration::from_secs(10), "never: {line}");
+            assert!(start.elapsed() < Duration::from_secs(10), "never: {line}\n{}", self.counts());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
 
 async fn who(connection: &mut Connection) -> Result<(String, String), tonic::transport::Error> {
+    ask(connection, ASK).await
+}
+
+async fn ask(connection: &mut Connection, path: &str) -> Result<(String, String), tonic::transport::Error> {
     std::future::poll_fn(|cx| connection.channel.poll_ready(cx)).await?;
-    let request = Request::post("/test.WhoAmI/Ask").body(Body::empty()).unwrap();
+    let request = Request::post(path).body(Body::empty()).unwrap();
     let response = connection.channel.call(request).await?;
     let header = |name| response.headers()[name].to_str().unwrap().to_owned();
     Ok((header("who"), header("scheme")))
@@ -185,41 +203,152 @@ async fn bad_clients_cost_only_themselves() {
     assert!(port.shows("connections_refused_total{reason=\"not_tls\"} 2"));
 }
 
-#[tokio::test]
-async fn handshakes_beyond_the_bound_wait_for_a_slot() {
-    let ca = ca(CLUSTER);
-    let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
-    let port = Port::open(&server, ListenLimits { handshakes_max: 2, ..ListenLimits::default() });
-    let first = TcpStream::connect(port.addr).await.unwrap();
-    let _second = TcpStream::connect(port.addr).await.unwrap();
-    let params = ChannelParams { dial_timeout: Duration::from_millis(300), ..ChannelParams::default() };
-    let waited = connect(&node(&peer), &port.to(), &params).await.unwrap_err();
-    assert!(matches!(waited, ConnectError::TimedOut(_)), "{waited}");
-    drop(first);
-    connect(&node(&peer), &port.to(), &ChannelParams::default()).await.unwrap();
+/// A silent connection from another address of this host.
+async fn silent(port: &Port, source: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    socket.connect(port.addr).await.unwrap()
+}
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let read = tokio::time::timeout(Duration::from_millis(50), stream.read(&mut [0; 16])).await;
+    matches!(read, Ok(Ok(0) | Err(_)))
 }
 
 #[tokio::test]
-async fn a_full_public_face_leaves_nodes_alone() {
+async fn silent_clients_keep_nobody_waiting() {
     let ca = ca(CLUSTER);
     let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
-    let limits = ListenLimits { public_max: 1, nodes_max: 1, ..ListenLimits::default() };
+    let limits = ListenLimits { handshakes_max: 8, handshakes_per_source: 4, ..ListenLimits::default() };
+    let port = Port::open(&server, limits);
+    let mut held = Vec::new();
+    for source in ["127.0.0.2", "127.0.0.3"] {
+        for _ in 0..4 {
+            held.push(silent(&port, source).await);
+        }
+    }
+    let asked = Instant::now();
+    let mut connection = connect(&node(&peer), &port.to(), &ChannelParams::default()).await.unwrap();
+    who(&mut connection).await.unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    port.until("connections_refused_total{reason=\"displaced\"} 1").await;
+    let mut closed = 0;
+    for stream in &mut held {
+        closed += usize::from(is_closed(stream).await);
+    }
+    assert_eq!(closed, 1, "one made room, the others have their time");
+}
+
+#[tokio::test]
+async fn one_source_harms_itself() {
+    let ca = ca(CLUSTER);
+    let server = Node::new(&ca, server_id(1));
+    let limits = ListenLimits { handshakes_max: 8, handshakes_per_source: 2, ..ListenLimits::default() };
+    let port = Port::open(&server, limits);
+    let mut other = silent(&port, "127.0.0.2").await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(silent(&port, "127.0.0.3").await);
+    }
+    // Half of all are lent to one source; the next one is turned away as long as all of its own are young.
+    let mut further = silent(&port, "127.0.0.3").await;
+    port.until("connections_refused_total{reason=\"crowded\"} 1").await;
+    assert!(is_closed(&mut further).await);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let mut newest = silent(&port, "127.0.0.3").await;
+    port.until("connections_refused_total{reason=\"displaced\"} 1").await;
+    assert!(is_closed(&mut held[0]).await);
+    assert!(!is_closed(&mut other).await && !is_closed(&mut newest).await);
+}
+
+#[tokio::test]
+async fn silence_is_given_up_before_slowness() {
+    let ca = ca(CLUSTER);
+    let server = Node::new(&ca, server_id(1));
+    let port = Port::open(&server, ListenLimits::default());
+    let mut held = [silent(&port, "127.0.0.2").await, silent(&port, "127.0.0.2").await];
+    held[1].write_all(b"\x16\x03\x01").await.unwrap();
+    // What was written has been read, and both wait for more.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::pause();
+    tokio::time::advance(FIRST_BYTE_TIMEOUT).await;
+    tokio::time::resume();
+    port.until("connections_refused_total{reason=\"silent\"} 1").await;
+    assert!(!is_closed(&mut held[1]).await);
+    tokio::time::pause();
+    tokio::time::advance(CLIENT_HELLO_TIMEOUT - FIRST_BYTE_TIMEOUT).await;
+    tokio::time::resume();
+    port.until("connections_refused_total{reason=\"timed_out\"} 1").await;
+}
+
+#[tokio::test]
+async fn a_full_public_face_leaves_nodes_and_the_known_alone() {
+    let ca = ca(CLUSTER);
+    let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
+    let limits = ListenLimits { public_max: 2, public_per_source: 2, ..ListenLimits::default() };
     let port = Port::open(&server, limits);
     let params = ChannelParams::default();
 
-    let mut held = connect(&token(&ca), &port.to(), &params).await.unwrap();
-    who(&mut held).await.unwrap();
+    let mut known = connect(&token(&ca), &port.to(), &params).await.unwrap();
+    ask(&mut known, GOOD).await.unwrap();
+    let mut stranger = connect(&token(&ca), &port.to(), &params).await.unwrap();
+    who(&mut stranger).await.unwrap();
+    // Who was at work a moment ago makes no room yet.
     if let Ok(mut refused) = connect(&token(&ca), &port.to(), &params).await {
         assert!(who(&mut refused).await.is_err());
     }
-    port.until("connections_refused_total{reason=\"full\"} 1").await;
+    port.until("connections_refused_total{reason=\"crowded\"} 1").await;
     let mut connection = connect(&node(&peer), &port.to(), &params).await.unwrap();
     who(&mut connection).await.unwrap();
 
-    drop(held);
-    port.until("connections_open{face=\"public\"} 0").await;
-    let mut again = connect(&token(&ca), &port.to(), &params).await.unwrap();
-    who(&mut again).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let mut newcomer = connect(&token(&ca), &port.to(), &params).await.unwrap();
+    who(&mut newcomer).await.unwrap();
+    assert!(who(&mut stranger).await.is_err(), "made room");
+    ask(&mut known, GOOD).await.unwrap();
+    port.until("connections_open{face=\"public\"} 2").await;
+}
+
+#[tokio::test]
+async fn nodes_are_bounded_one_by_one_and_together() {
+    let ca = ca(CLUSTER);
+    let server = Node::new(&ca, server_id(1));
+    let peers = [2, 3, 4].map(|n| Node::new(&ca, peer_id(n)));
+    let port = Port::open(&server, ListenLimits { nodes_max: 3, per_node: 2, ..ListenLimits::default() });
+    let params = ChannelParams::default();
+    let mut held = Vec::new();
+    for peer in [0, 0, 1, 0] {
+        let mut connection = connect(&node(&peers[peer]), &port.to(), &params).await.unwrap();
+        who(&mut connection).await.unwrap();
+        held.push(connection);
+    }
+    assert!(who(&mut held[0]).await.is_err(), "the oldest of the one that has too many");
+    for connection in &mut held[1..] {
+        who(connection).await.unwrap();
+    }
+    if let Ok(mut refused) = connect(&node(&peers[2]), &port.to(), &params).await {
+        assert!(who(&mut refused).await.is_err());
+    }
+    port.until("connections_refused_total{reason=\"full\"} 1").await;
+}
+
+#[tokio::test]
+async fn the_connections_of_one_key_can_be_closed() {
+    let ca = ca(CLUSTER);
+    let (server, peer) = (Node::new(&ca, server_id(1)), Node::new(&ca, peer_id(2)));
+    let other = Node::new(&ca, peer_id(3));
+    let port = Port::open(&server, ListenLimits::default());
+    let params = ChannelParams::default();
+    let mut closed = connect(&node(&peer), &port.to(), &params).await.unwrap();
+    let mut kept = connect(&node(&other), &port.to(), &params).await.unwrap();
+    who(&mut closed).await.unwrap();
+    who(&mut kept).await.unwrap();
+    assert_eq!(port.nodes.open(), 2);
+    let key = peer.identity.key().key_hash();
+    assert_eq!(port.nodes.close_where(|identity| identity.key_hash == key), 1);
+    port.until("connections_open{face=\"node\"} 1").await;
+    assert!(who(&mut closed).await.is_err());
+    who(&mut kept).await.unwrap();
 }
 
 #[tokio::test]

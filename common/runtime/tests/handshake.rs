@@ -11,8 +11,8 @@ use p2p_runtime::ca::ClusterCa;
 use p2p_runtime::clock::{ClockBase, unix_now};
 use p2p_runtime::identity::{BadCertificate, Token, TrustBundle};
 use p2p_runtime::tls::{
-    ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, AcceptError, ConnectError, Connector, Credentials, Expect, Face,
-    HANDSHAKE_TIMEOUT, Prefixed, ServerTls,
+    ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, AcceptError, CLIENT_HELLO_TIMEOUT, ConnectError, Connector,
+    Credentials, Expect, Face, HANDSHAKE_TIMEOUT, Prefixed, ServerTls,
 };
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
@@ -520,7 +520,7 @@ async fn silent_and_slow_clients_are_dropped_after_the_time_limit() {
 
     let (_silent, far) = tokio::io::duplex(1024);
     assert!(matches!(tls.accept(far).await, Err(AcceptError::TimedOut)));
-    assert_eq!(start.elapsed().as_secs(), HANDSHAKE_TIMEOUT.as_secs());
+    assert_eq!(start.elapsed().as_secs(), CLIENT_HELLO_TIMEOUT.as_secs());
 
     let (mut slow, far) = tokio::io::duplex(1024);
     let trickle = async {
@@ -534,7 +534,19 @@ async fn silent_and_slow_clients_are_dropped_after_the_time_limit() {
     let (_, accepted) = tokio::join!(trickle, tls.accept(far));
     assert!(matches!(accepted, Err(AcceptError::TimedOut)), "{accepted:?}");
 
+    // One that sends its ClientHello and nothing more.
     let connector = Connector::node(Arc::clone(&peer.credentials), exactly(&server));
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (hello, deaf) = tokio::io::duplex(64 * 1024);
+    let far = tokio::io::join(far, deaf);
+    let start = tokio::time::Instant::now();
+    let to = address();
+    let dial = connector.connect(&to, near, 2 * HANDSHAKE_TIMEOUT);
+    let (_, accepted) = tokio::join!(dial, tls.accept(far));
+    drop(hello);
+    assert!(matches!(accepted, Err(AcceptError::TimedOut)), "{accepted:?}");
+    assert_eq!(start.elapsed().as_secs(), HANDSHAKE_TIMEOUT.as_secs());
+
     let (near, _silent) = tokio::io::duplex(64 * 1024);
     let refused = connector.connect(&address(), near, TIMEOUT).await.unwrap_err();
     assert!(matches!(refused, ConnectError::TimedOut(TIMEOUT)));

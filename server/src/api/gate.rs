@@ -111,14 +111,18 @@ impl Gate {
     async fn admit(
         &self,
         method: &str,
-        info: CallerInfo,
+        info: &CallerInfo,
         bearer: Option<&HeaderValue>,
     ) -> Result<Caller, Status> {
         let (kind, node) = match info.face {
             Face::Node(identity) => (self.node(identity).await?, Some(identity)),
             Face::Public => match bearer {
                 None => (CallerKind::Anonymous, None),
-                Some(bearer) => (self.public(bearer, info.remote.ip()).await?, None),
+                Some(bearer) => {
+                    let kind = self.public(bearer, info.remote.ip()).await?;
+                    info.vouch();
+                    (kind, None)
+                }
             },
             Face::Tunnel(_) | Face::Link(_) => {
                 return Err(refuse(ErrorCode::Forbidden, "Peers' tunnels and links carry no calls"));
@@ -276,11 +280,11 @@ where
         let other = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, other);
         let gate = Arc::clone(&self.gate);
-        let info = request.extensions().get::<CallerInfo>().copied();
+        let info = request.extensions().get::<CallerInfo>().cloned();
         let bearer = request.headers_mut().remove(AUTHORIZATION);
         let method = request.uri().path().to_owned();
         Box::pin(async move {
-            let admitted = match info {
+            let admitted = match &info {
                 Some(info) => gate.admit(&method, info, bearer.as_ref()).await,
                 None => Err(refuse(ErrorCode::Internal, "the connection of this request is not known")),
             };
@@ -291,7 +295,7 @@ where
                 }
                 Err(refused) => {
                     debug!(gate.log, "call refused"; "method" => &method, "code" => ?refused.code(),
-                        "remote" => info.map(|info| info.remote.to_string()), "reason" => refused.message());
+                        "remote" => info.as_ref().map(|info| info.remote.to_string()), "reason" => refused.message());
                     refused.clone().into_http()
                 }
             };
@@ -303,6 +307,7 @@ where
                 && method == ENROLMENT
                 && code == Code::Ok
             {
+                info.iter().for_each(CallerInfo::vouch);
                 gate.limit().give_back(remote.ip());
             }
             Ok(response)

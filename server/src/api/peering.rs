@@ -44,7 +44,7 @@ impl PeeringApi {
 
 /// Who makes a request; the acceptor puts it into every one.
 pub(super) fn caller_of<T>(request: &Request<T>) -> Result<CallerInfo, Status> {
-    let caller = request.extensions().get::<CallerInfo>().copied();
+    let caller = request.extensions().get::<CallerInfo>().cloned();
     caller.ok_or_else(|| refuse(ErrorCode::Internal, "the connection of this request is not known"))
 }
 

@@ -1,14 +1,14 @@
 //! How often one source may call without credentials, or with wrong ones: a token bucket per source (SPEC I4).
 //!
-//! A source is an IPv4 address or the /64 of an IPv6 address, which one client can use as it likes. Whoever shows good
-//! credentials is never counted, also behind the address of somebody who does not; what turns out to be good only in
-//! the end, an enrolment, is given back.
+//! Whoever shows good credentials is never counted, also behind the address of somebody who does not; what turns out
+//! to be good only in the end, an enrolment, is given back.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use p2p_common::Now;
+use p2p_runtime::tcp::Source;
 
 /// Calls at once: a few hundred nodes behind one router may be enrolling at a time.
 pub const BURST: u64 = 256;
@@ -27,7 +27,7 @@ const CALL: u64 = 1_000;
 /// The buckets of all sources.
 #[derive(Debug)]
 pub struct RateLimit {
-    buckets: BTreeMap<IpAddr, Bucket>,
+    buckets: BTreeMap<Source, Bucket>,
     shared: Bucket,
     forgot: Now,
 }
@@ -64,7 +64,7 @@ impl RateLimit {
 
     /// Counts a call of `source`. Says whether it may go on.
     pub fn take(&mut self, source: IpAddr, now: Now) -> bool {
-        let source = key(source);
+        let source = Source::from(source);
         if let Some(bucket) = self.buckets.get_mut(&source) {
             return bucket.take(now);
         }
@@ -81,18 +81,8 @@ impl RateLimit {
 
     /// A counted call of `source` was good after all.
     pub fn give_back(&mut self, source: IpAddr) {
-        let bucket = self.buckets.get_mut(&key(source)).unwrap_or(&mut self.shared);
+        let bucket = self.buckets.get_mut(&Source::from(source)).unwrap_or(&mut self.shared);
         bucket.level = (bucket.level + CALL).min(BURST * CALL);
-    }
-}
-
-fn key(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        v4 => v4,
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 use p2p_common::{ClusterId, KeyHash, NodeKind};
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
 use p2p_runtime::clock::unix_now;
-use p2p_runtime::grpc::{self, Acceptor, ChannelParams, ListenLimits, ListenMetrics};
+use p2p_runtime::grpc::{self, Acceptor, ChannelParams, ListenLimits, ListenMetrics, NodeConnections};
 use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity};
 use p2p_runtime::tcp;
 use p2p_runtime::tls::{Connector, Expect, ServerTls};
@@ -132,6 +132,7 @@ impl Node {
             tls: ServerTls::api(Arc::clone(&self.myself.credentials)),
             limits: ListenLimits::default(),
             metrics: self.listen.clone(),
+            nodes: NodeConnections::default(),
             stop: self.stop.clone(),
             log: log(),
         };

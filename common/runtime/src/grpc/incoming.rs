@@ -1,18 +1,17 @@
 //! Incoming connections: TCP accepted, TLS finished, counted and bounded, before tonic sees them.
 //!
 //! ```text
-//! accept ─ handshake slot ─► handshake (own task, 10 s) ─ slot of its face ─► tonic
-//!          none free: waits   failed: closed, counted      none free: closed, counted
+//! accept ─ handshake slot ─► handshake (own task; 3, 5, 10 s) ─ place of its face ─► tonic
+//!          somebody's who     failed: closed, counted            public: a slot as before
+//!          had his time                                          node: its oldest, or closed when all are full
 //! ```
 //!
-//! Nodes and anonymous clients have separate bounds: who has no certificate cannot crowd out who has one.
+//! Nodes and anonymous clients have separate bounds: who has no certificate cannot crowd out who has one. Slots are
+//! shared among sources ([`Slots`]), so that one of them that takes many has to do with itself.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -21,53 +20,62 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use slog::{Logger, debug, warn};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Sleep;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 
-use crate::tcp;
-use crate::tls::{Face, HANDSHAKE_TIMEOUT, ServerTls, ServerTlsStream, ShownCertificate};
+use super::nodes::NodeConnections;
+use super::stream::{GrpcStream, Place};
+use crate::tcp::{self, Crowded, Slot, SlotLimits, Slots};
+use crate::tls::{FIRST_BYTE_TIMEOUT, Face, ServerTls};
 
 /// Connections accepted and not yet taken by tonic, which takes them at once.
 const QUEUE: usize = 64;
 /// After a failed accept (mostly: no file descriptor left) the loop rests, or it would spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-/// The client's HTTP/2 connection preface (RFC 9113, 3.4).
-const PREFACE_BYTES: usize = 24;
-
-/// Who makes a request; in the extensions of every request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallerInfo {
-    /// What the connection was opened for, and by which node.
-    pub face: Face,
-    /// What the node showed, on the node face.
-    pub certificate: Option<ShownCertificate>,
-    /// Where it comes from, as seen here.
-    pub remote: SocketAddr,
-    /// Where it arrived.
-    pub local: SocketAddr,
-}
+/// An honest handshake is over by then, unless the path is very bad or hundreds of others come at the same time.
+const HANDSHAKE_SPARED: Duration = Duration::from_millis(500);
+/// Between two calls of somebody who is at work, mostly.
+const PUBLIC_SPARED: Duration = Duration::from_secs(1);
+/// How often it is looked whether a handshake has ended, when all slots are taken.
+const SLOT_REST: Duration = Duration::from_millis(5);
+/// Being full is told to people this often; the counts tell it each time.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// How many connections a port holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenLimits {
-    /// Handshakes at a time. Further connections wait to be accepted.
+    /// Handshakes at a time. A further one takes the place of the oldest of the source that has most.
     pub handshakes_max: usize,
+    /// The share of one source of them.
+    pub handshakes_per_source: usize,
     /// Connections of nodes. Further ones are closed.
     pub nodes_max: usize,
-    /// Connections of the public face. Further ones are closed.
+    /// Connections of one node. A further one closes its oldest.
+    pub per_node: usize,
+    /// Connections of the public face. A further one takes the place of one without good credentials, the one that
+    /// is idle longest of the source that has most; without any, it is closed.
     pub public_max: usize,
+    /// The share of one source of them.
+    pub public_per_source: usize,
 }
 
 impl Default for ListenLimits {
-    /// 256 handshakes: at 10 s for the slowest, 25 silent clients a second are borne. 16,384 nodes: at 100 KiB
-    /// each below 2 GiB. 1,024 public: people and tools, and waves of enrolments.
+    /// 1,024 handshakes: a third of a second of work of two cores, so that a crowd that comes back after a restart
+    /// is served in its order. 16,384 nodes: at 100 KiB each below 2 GiB. 64 of one node: a Server has about ten to
+    /// each other, and leaves some behind when a network breaks. 1,024 public: people and tools, and waves of
+    /// enrolments; 128 of one source: some offices are behind one address.
     fn default() -> Self {
-        ListenLimits { handshakes_max: 256, nodes_max: 16_384, public_max: 1_024 }
+        ListenLimits {
+            handshakes_max: 1_024,
+            handshakes_per_source: 64,
+            nodes_max: 16_384,
+            per_node: 64,
+            public_max: 1_024,
+            public_per_source: 128,
+        }
     }
 }
 
@@ -119,6 +127,8 @@ pub struct Acceptor {
     pub limits: ListenLimits,
     /// What is counted.
     pub metrics: ListenMetrics,
+    /// The open connections of nodes.
+    pub nodes: NodeConnections,
     /// Ends accepting and closes the port; open connections are tonic's.
     pub stop: CancellationToken,
     /// Where to report.
@@ -129,42 +139,58 @@ impl Acceptor {
     /// Starts accepting. The stream ends after `stop`, and accepting ends when the stream is dropped.
     pub fn incoming(self, listener: TcpListener) -> ReceiverStream<io::Result<GrpcStream>> {
         let (tx, rx) = mpsc::channel(QUEUE);
-        tokio::spawn(self.run(listener, tx));
+        let limits = self.limits;
+        let slots = |slots_max, per_source, spared| Slots::new(SlotLimits { slots_max, per_source, spared });
+        let door = Door {
+            handshakes: slots(limits.handshakes_max, limits.handshakes_per_source, HANDSHAKE_SPARED),
+            public: slots(limits.public_max, limits.public_per_source, PUBLIC_SPARED),
+            warned: Mutex::default(),
+            acceptor: self,
+        };
+        tokio::spawn(Arc::new(door).run(listener, tx));
         ReceiverStream::new(rx)
     }
+}
 
-    async fn run(self, listener: TcpListener, tx: mpsc::Sender<io::Result<GrpcStream>>) {
-        let handshakes = Arc::new(Semaphore::new(self.limits.handshakes_max));
-        let nodes = Arc::new(Semaphore::new(self.limits.nodes_max));
-        let public = Arc::new(Semaphore::new(self.limits.public_max));
-        let this = Arc::new(self);
+/// An acceptor at work.
+struct Door {
+    acceptor: Acceptor,
+    handshakes: Slots,
+    public: Slots,
+    warned: Mutex<Option<Instant>>,
+}
+
+impl Door {
+    async fn run(self: Arc<Self>, listener: TcpListener, tx: mpsc::Sender<io::Result<GrpcStream>>) {
+        let stop = self.acceptor.stop.clone();
         loop {
             let next = async {
-                let slot = Arc::clone(&handshakes).acquire_owned().await.expect("never closed");
-                (slot, listener.accept().await)
+                let (stream, remote) = listener.accept().await?;
+                io::Result::Ok(self.slot(remote).await.map(|slot| (stream, remote, slot)))
             };
-            let (slot, accepted) = tokio::select! {
+            let next = tokio::select! {
                 next = next => next,
-                () = this.stop.cancelled() => return,
+                () = stop.cancelled() => return,
                 () = tx.closed() => return,
             };
-            let (stream, remote) = match accepted {
-                Ok(accepted) => accepted,
+            let (stream, remote, slot) = match next {
+                Ok(Some(next)) => next,
+                Ok(None) => continue,
                 // The client was faster to leave than we to accept.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(e) => {
-                    warn!(this.log, "cannot accept connections"; "error" => %e);
+                    warn!(self.acceptor.log, "cannot accept connections"; "error" => %e);
                     tokio::time::sleep(ACCEPT_REST).await;
                     continue;
                 }
             };
-            let faces = Faces { nodes: Arc::clone(&nodes), public: Arc::clone(&public) };
-            let (this, tx) = (Arc::clone(&this), tx.clone());
+            let (this, tx, stop) = (Arc::clone(&self), tx.clone(), stop.clone());
             tokio::spawn(async move {
-                let handshake = this.handshake(stream, remote, faces);
+                let handshake = this.handshake(stream, remote);
                 let opened = tokio::select! {
                     opened = handshake => opened,
-                    () = this.stop.cancelled() => return,
+                    () = slot.evicted().cancelled() => return this.acceptor.metrics.refuse("displaced"),
+                    () = stop.cancelled() => return,
                 };
                 drop(slot);
                 if let Some(opened) = opened {
@@ -175,131 +201,73 @@ impl Acceptor {
         }
     }
 
-    async fn handshake(&self, stream: TcpStream, remote: SocketAddr, faces: Faces) -> Option<GrpcStream> {
+    /// A slot for a handshake; waits while all are taken by young ones of many sources.
+    async fn slot(&self, remote: SocketAddr) -> Option<Slot> {
+        loop {
+            let now = Instant::now();
+            match self.handshakes.take(remote.ip().into(), now) {
+                Ok(slot) => return Some(slot),
+                Err(Crowded::Until(until)) => sleep_until(until.min(now + SLOT_REST)).await,
+                Err(Crowded::Source | Crowded::Full) => {
+                    self.full(remote, "handshakes", "crowded");
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn handshake(&self, stream: TcpStream, remote: SocketAddr) -> Option<GrpcStream> {
+        let Acceptor { tls, metrics, log, .. } = &self.acceptor;
         tcp::tune(&stream);
         let local = stream.local_addr().ok()?;
-        let accepted = match self.tls.accept(stream).await {
+        if timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut [0])).await.is_err() {
+            metrics.refuse("silent");
+            return None;
+        }
+        let accepted = match tls.accept(stream).await {
             Ok(accepted) => accepted,
             Err(e) => {
-                self.metrics.refuse(e.reason());
-                debug!(self.log, "connection refused"; "remote" => %remote, "reason" => e.reason(), "error" => %e);
+                metrics.refuse(e.reason());
+                debug!(log, "connection refused"; "remote" => %remote, "reason" => e.reason(), "error" => %e);
                 return None;
             }
         };
-        let (label, slots) = match accepted.face {
-            Face::Public => ("public", faces.public),
-            Face::Node(_) => ("node", faces.nodes),
-            Face::Tunnel(_) => ("tunnel", faces.nodes),
-            Face::Link(_) => ("link", faces.nodes),
-        };
-        let Ok(slot) = slots.try_acquire_owned() else {
-            self.metrics.refuse("full");
-            warn!(self.log, "connection refused, the port is full"; "remote" => %remote, "face" => label);
-            return None;
-        };
+        let (label, place) = self.place(accepted.face, remote)?;
         let label = FaceLabel { face: label };
-        self.metrics.opened.get_or_create(&label).inc();
-        self.metrics.open.get_or_create(&label).inc();
-        let open = self.metrics.open.get_or_create(&label).clone();
-        Some(GrpcStream {
-            info: CallerInfo { face: accepted.face, certificate: accepted.certificate, remote, local },
-            stream: accepted.stream,
-            preface: Some(PrefaceGuard {
-                missing: PREFACE_BYTES,
-                timeout: Box::pin(tokio::time::sleep(HANDSHAKE_TIMEOUT)),
-            }),
-            _held: Held { open, _slot: slot },
-        })
+        metrics.opened.get_or_create(&label).inc();
+        let open = metrics.open.get_or_create(&label).clone();
+        Some(GrpcStream::new(accepted, (remote, local), place, open))
     }
-}
 
-struct Faces {
-    nodes: Arc<Semaphore>,
-    public: Arc<Semaphore>,
-}
-
-/// An accepted connection, as tonic takes it.
-pub struct GrpcStream {
-    info: CallerInfo,
-    stream: ServerTlsStream<TcpStream>,
-    preface: Option<PrefaceGuard>,
-    _held: Held,
-}
-
-/// Bounds the time until the client has started HTTP/2: the HTTP implementation waits for ever.
-struct PrefaceGuard {
-    missing: usize,
-    timeout: Pin<Box<Sleep>>,
-}
-
-/// What a connection holds as long as it is open.
-struct Held {
-    open: Gauge,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.open.dec();
-    }
-}
-
-impl fmt::Debug for GrpcStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GrpcStream").field("info", &self.info).finish_non_exhaustive()
-    }
-}
-
-impl Connected for GrpcStream {
-    type ConnectInfo = CallerInfo;
-
-    fn connect_info(&self) -> CallerInfo {
-        self.info
-    }
-}
-
-impl AsyncRead for GrpcStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Some(guard) = &mut self.preface {
-            guard.missing = guard.missing.saturating_sub(buf.filled().len() - before);
-            if guard.missing == 0 {
-                self.preface = None;
-            } else if read.is_pending() && guard.timeout.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+    fn place(&self, face: Face, remote: SocketAddr) -> Option<(&'static str, Place)> {
+        let label = match face {
+            Face::Public => "public",
+            Face::Node(_) => "node",
+            Face::Tunnel(_) => "tunnel",
+            Face::Link(_) => "link",
+        };
+        let place = match face.identity() {
+            Some(identity) => {
+                let ListenLimits { nodes_max, per_node, .. } = self.acceptor.limits;
+                self.acceptor.nodes.enter(identity, nodes_max, per_node).map(Place::Node).ok_or("full")
             }
+            None => match self.public.take(remote.ip().into(), Instant::now()) {
+                Ok(slot) => Ok(Place::Public(slot)),
+                Err(Crowded::Source) => Err("crowded"),
+                Err(Crowded::Until(_) | Crowded::Full) => Err("full"),
+            },
+        };
+        place.map_err(|reason| self.full(remote, label, reason)).ok().map(|place| (label, place))
+    }
+
+    fn full(&self, remote: SocketAddr, what: &'static str, reason: &'static str) {
+        self.acceptor.metrics.refuse(reason);
+        let now = Instant::now();
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|warned| now >= warned + WARN_EVERY) {
+            *warned = Some(now);
+            warn!(self.acceptor.log, "connections refused, the port is full"; "remote" => %remote,
+                "full" => what, "reason" => reason);
         }
-        read
-    }
-}
-
-impl AsyncWrite for GrpcStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -13,14 +13,15 @@ use tokio_rustls::server::TlsStream;
 use super::credentials::{Credentials, ShownCertificate};
 use super::tunnel::{self, TunnelStream};
 use super::verify::Side;
-use super::{ALPN_LINK, ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, Face, HANDSHAKE_TIMEOUT};
+use super::{ALPN_LINK, ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, CLIENT_HELLO_TIMEOUT, Face, HANDSHAKE_TIMEOUT};
 use crate::identity::{BadCertificate, PeerIdentity};
 
 /// Why a connection was not accepted. The other side's doing, and the end of that connection alone.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
     /// It was too slow.
-    #[error("the client did not finish the TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    #[error("the client did not send its ClientHello within {} s or finish the TLS handshake within {} s",
+        CLIENT_HELLO_TIMEOUT.as_secs(), HANDSHAKE_TIMEOUT.as_secs())]
     TimedOut,
     /// No ClientHello came.
     #[error("the client does not speak TLS, or hung up: {0}")]
@@ -96,7 +97,8 @@ impl ServerTls {
         ServerTls { credentials, port: Port::Peer }
     }
 
-    /// Accepts one connection; ends within [`HANDSHAKE_TIMEOUT`]. Not cancel safe: the stream is lost.
+    /// Accepts one connection; ends within [`HANDSHAKE_TIMEOUT`], and within [`CLIENT_HELLO_TIMEOUT`] without a
+    /// ClientHello. Not cancel safe: the stream is lost.
     ///
     /// # Errors
     /// When the client is slow, speaks something else, or may not come in.
@@ -135,7 +137,8 @@ impl ServerTls {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io);
-        let mut start = acceptor.await.map_err(AcceptError::NotTls)?;
+        let hello = tokio::time::timeout(CLIENT_HELLO_TIMEOUT, acceptor).await;
+        let mut start = hello.map_err(|_| AcceptError::TimedOut)?.map_err(AcceptError::NotTls)?;
         let offered: Vec<Vec<u8>> =
             start.client_hello().alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
         let Some((alpn, config)) = self.choose(&offered) else {

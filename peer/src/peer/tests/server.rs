@@ -17,7 +17,7 @@ use p2p_proto::v1::{self, session_down, session_up};
 use p2p_proto::{convert, status};
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
 use p2p_runtime::clock::unix_now;
-use p2p_runtime::grpc::{Acceptor, CallerInfo, ListenLimits, ListenMetrics};
+use p2p_runtime::grpc::{Acceptor, CallerInfo, ListenLimits, ListenMetrics, NodeConnections};
 use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, PeerIdentity, Token};
 use p2p_runtime::tcp;
 use p2p_runtime::tls::{Credentials, ServerTls};
@@ -92,6 +92,7 @@ impl PlayedServer {
             tls: ServerTls::api(Arc::clone(&self.credentials)),
             limits: ListenLimits::default(),
             metrics: self.metrics.clone(),
+            nodes: NodeConnections::default(),
             stop: CancellationToken::new(),
             log: super::quiet(),
         };

@@ -12,7 +12,7 @@ use p2p_common::{ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, Reque
 use p2p_proto::convert;
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
 use p2p_runtime::clock::{Clock, unix_now};
-use p2p_runtime::grpc::{Acceptor, ChannelParams, ListenLimits, ListenMetrics, connect};
+use p2p_runtime::grpc::{Acceptor, ChannelParams, ListenLimits, ListenMetrics, NodeConnections, connect};
 use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, Token};
 use p2p_runtime::tcp;
 use p2p_runtime::tls::{ConnectError, Connector, Credentials, Expect, ServerTls};
@@ -251,6 +251,7 @@ impl World {
             tls: ServerTls::api(Arc::clone(&me.credentials)),
             limits: ListenLimits::default(),
             metrics: listen.clone(),
+            nodes: NodeConnections::default(),
             stop: stop.clone(),
             log,
         };
