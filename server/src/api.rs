@@ -19,6 +19,7 @@ pub(crate) mod operator;
 pub(crate) mod peering;
 mod raft;
 mod rate_limit;
+mod recording;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use gate::GateLayer;
 pub use peering::PeeringApi;
 pub use raft::RaftApi;
 
+use crate::audit::AuditLog;
 use crate::group::Group;
 use crate::hub_task::HubHandle;
 use crate::metrics::Metrics;
@@ -99,6 +101,8 @@ pub struct ApiContext {
     pub clock: Clock,
     /// What is counted.
     pub metrics: Metrics,
+    /// Where calls of operators are recorded.
+    pub audit: AuditLog,
     /// Ends the streams that would go on for ever.
     pub stop: CancellationToken,
     /// Where to report.

@@ -1,9 +1,11 @@
 //! The command line of `p2p-server`: what may be typed, and what happens then.
 //!
-//! `run` is a Server; `restore`, `rejoin` and `force-new-cluster` work on the data directory of one that does not run;
+//! `run` is a Server; `restore`, `rejoin` and `force-new-cluster` work on the data directory of one that does not run,
+//! `audit` reads that of one whether it runs or not;
 //! every other verb is a client of one: the Server of a data directory (`--data`), which leaves its address, CA and
 //! an operator token there, or any other by address, CA file and token.
 
+mod audit;
 mod client;
 mod members;
 mod recovery;
@@ -74,6 +76,8 @@ enum Verb {
         #[command(subcommand)]
         verb: token::TokenVerb,
     },
+    /// Show what operators asked of one Server, and what was refused
+    Audit(audit::AuditArgs),
     /// Write the cluster's whole state to a file
     Backup(recovery::BackupArgs),
     /// Prepare an empty directory to found a cluster from a backup
@@ -135,6 +139,7 @@ where
         Verb::Restore(args) => recovery::restore_backup(&args),
         Verb::Rejoin(args) => recovery::rejoin(&args),
         Verb::ForceNewCluster(args) => recovery::force(&args),
+        Verb::Audit(args) => audit::run(&args),
         verb => ask(verb),
     };
     match done {
@@ -161,7 +166,7 @@ fn ask(verb: Verb) -> Result<(), Exit> {
         .map_err(|e| Exit::failed(format!("cannot start: {e}")))?;
     runtime.block_on(async {
         match verb {
-            Verb::Run(_) | Verb::Restore(_) | Verb::Rejoin(_) | Verb::ForceNewCluster(_) => {
+            Verb::Run(_) | Verb::Restore(_) | Verb::Rejoin(_) | Verb::ForceNewCluster(_) | Verb::Audit(_) => {
                 Err(Exit::failed("this asks no Server"))
             }
             Verb::Members(args) => members::list(&args).await,
@@ -208,6 +213,7 @@ mod tests {
             "p2p-server settings unset description --data d --json",
             "p2p-server token list --data d",
             "p2p-server token revoke 00000000000000ff --data d",
+            "p2p-server audit --data d --json --last 0",
             "p2p-server backup --data d --out cluster.backup",
             "p2p-server restore --data e --from cluster.backup",
             "p2p-server restore --data e --from cluster.backup --keep-cluster-id --ca-key ca-key.pem",

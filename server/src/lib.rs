@@ -2,6 +2,7 @@
 
 mod admission;
 mod api;
+mod audit;
 pub mod cli;
 pub mod config;
 #[cfg(fuzzing)]

@@ -38,6 +38,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admitted, Applicant, admit};
 use crate::api::{self, ApiContext, PeeringApi, RaftApi};
+use crate::audit::{AUDIT_FILE, AuditLog};
 use crate::cli::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
 use crate::config::ServerConfig;
 use crate::group::Group;
@@ -188,6 +189,9 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop: stop.clone(),
         log: log.new(o!("room" => "hub")),
     });
+    let (audit, audit_writer) = AuditLog::open(dir.path(), clock.now(), log.new(o!("room" => "audit")))
+        .map_err(|e| Exit::failed(format!("cannot open {} in {}: {e}", AUDIT_FILE, dir.path().display())))?;
+    tasks.spawn(audit_writer.run(stop.clone()));
     let context = ApiContext {
         myself: myself.clone(),
         name: identity.name().to_owned(),
@@ -199,6 +203,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         local_operator: operator.secret_hash(),
         clock,
         metrics,
+        audit,
         stop: stop.clone(),
         log: log.new(o!("room" => "api")),
     };

@@ -8,7 +8,7 @@
 //!
 //! On the node face the certificate counts and a token is not looked at. On the public face calls without
 //! credentials, or with wrong ones, are counted per source; others are not, nor enrolments that succeed: their token is
-//! in the message. Every answer is counted in the metrics.
+//! in the message. Every answer is counted in the metrics, and calls of operators are recorded ([`crate::audit`]).
 //!
 //! Not here: TLS (`p2p_runtime::tls`), the matrix and the rules of tokens (`p2p_server_core`). Source: SPEC I4, I6,
 //! I7, I9.
@@ -37,6 +37,8 @@ use tower_service::Service;
 
 use super::ApiContext;
 use super::rate_limit::RateLimit;
+use super::recording::Recording;
+use crate::audit::AuditLog;
 use crate::metrics::Metrics;
 use crate::raft::Proposer;
 
@@ -88,6 +90,7 @@ struct Gate {
     limit: Mutex<RateLimit>,
     clock: Clock,
     metrics: Metrics,
+    audit: AuditLog,
     log: Logger,
 }
 
@@ -99,6 +102,7 @@ impl Gate {
             limit: Mutex::new(RateLimit::new(context.clock.now())),
             clock: context.clock,
             metrics: context.metrics.clone(),
+            audit: context.audit.clone(),
             log: context.log.clone(),
         }
     }
@@ -284,6 +288,8 @@ where
         let bearer = request.headers_mut().remove(AUTHORIZATION);
         let method = request.uri().path().to_owned();
         Box::pin(async move {
+            let mut recording =
+                Recording::begin(&gate.audit, &method, info.as_ref(), bearer.as_ref(), &gate.local_operator);
             let admitted = match &info {
                 Some(info) => gate.admit(&method, info, bearer.as_ref()).await,
                 None => Err(refuse(ErrorCode::Internal, "the connection of this request is not known")),
@@ -291,6 +297,9 @@ where
             let response = match &admitted {
                 Ok(caller) => {
                     request.extensions_mut().insert(*caller);
+                    if let Some(recording) = &mut recording {
+                        request.extensions_mut().insert(recording.admitted());
+                    }
                     inner.call(request).await?
                 }
                 Err(refused) => {
@@ -303,6 +312,13 @@ where
             let code = response.headers().get(Status::GRPC_STATUS).map(HeaderValue::as_bytes);
             let code = code.map_or(Code::Ok, Code::from_bytes);
             gate.metrics.called(&method, code);
+            match (recording, &admitted) {
+                (None, _) => {}
+                (Some(recording), Err(refused)) if refused.code() != Code::PermissionDenied => {
+                    recording.refused(refused, gate.clock.now());
+                }
+                (Some(recording), _) => recording.answered(response.headers(), code).await,
+            }
             if let Ok(Caller { kind: CallerKind::Anonymous, remote, .. }) = admitted
                 && method == ENROLMENT
                 && code == Code::Ok

@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status};
 
 use super::cluster::draining;
 use super::{ApiContext, unanswered};
+use crate::audit::AuditTarget;
 use crate::recovery::backup::{Backup, Provenance};
 
 /// Shorter than this a token would be over before it is used.
@@ -96,9 +97,11 @@ impl Operator for OperatorApi {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenReply>, Status> {
+        let about = AuditTarget::of(&request);
         let request = request.into_inner();
         let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
         let record = record(&request)?;
+        about.set(format_args!("token {} role {}", record.id, record.role.as_str()));
         let (id, secret_hash) = (record.id, record.secret_hash);
         let (_, view) = self.context.propose_and_see(request_id, CommandBody::CreateToken(record)).await?;
         // A repeated request gets what the first one made.
@@ -141,9 +144,12 @@ impl Operator for OperatorApi {
         &self,
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenReply>, Status> {
+        let about = AuditTarget::of(&request);
         let request = request.into_inner();
         let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
-        self.context.propose(request_id, CommandBody::RevokeToken(TokenId(request.token_id))).await?;
+        let id = TokenId(request.token_id);
+        about.set(format_args!("token {id}"));
+        self.context.propose(request_id, CommandBody::RevokeToken(id)).await?;
         Ok(Response::new(v1::RevokeTokenReply {}))
     }
 
@@ -185,11 +191,16 @@ impl Operator for OperatorApi {
         &self,
         request: Request<v1::ChangeSettingRequest>,
     ) -> Result<Response<v1::ChangeSettingReply>, Status> {
+        let about = AuditTarget::of(&request);
         let request = request.into_inner();
         let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
         let name: SettingName = convert::parse(&request.name, "name").map_err(|e| malformed(&e))?;
         if let Err(refused) = request.value.as_deref().map_or(Ok(()), |value| name.check(value)) {
             return Err(bad("value", refused.to_string()));
+        }
+        match &request.value {
+            Some(value) => about.set(format_args!("{name} = {value}")),
+            None => about.set(format_args!("{name} = default")),
         }
         let body = CommandBody::ChangeSetting { name, value: request.value, expected: request.expected };
         match self.context.propose(request_id, body).await? {
@@ -203,10 +214,12 @@ impl Operator for OperatorApi {
         &self,
         request: Request<v1::TransferMasterRequest>,
     ) -> Result<Response<v1::TransferMasterReply>, Status> {
+        let about = AuditTarget::of(&request);
         let to = match request.into_inner().to.as_str() {
             "" => None,
             text => {
                 let id: NodeId = convert::parse(text, "to").map_err(|e| malformed(&e))?;
+                about.set(id);
                 let view = self.context.proposer.view();
                 let member = view.state.members.get(&id);
                 let unknown = || refuse(ErrorCode::NotFound, format!("{id} is not a server of this cluster"));
@@ -227,9 +240,11 @@ impl Operator for OperatorApi {
         &self,
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::RemoveMemberReply>, Status> {
+        let about = AuditTarget::of(&request);
         let request = request.into_inner();
         let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
         let id: NodeId = convert::parse(&request.id, "id").map_err(|e| malformed(&e))?;
+        about.set(id);
         self.context.group.remove(request_id, id).await.map_err(|e| unanswered(&e))?;
         Ok(Response::new(v1::RemoveMemberReply {}))
     }

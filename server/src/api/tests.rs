@@ -1,5 +1,6 @@
 //! The whole API over a real port: TLS with certificates of a real CA, a raft thread with its store, a hub.
 
+mod audit;
 mod documented;
 mod enrolment;
 mod look_ups;

@@ -115,6 +115,16 @@ use Verdict::{Admitted, Denied};
 /// The verdict about who has shown nothing where something is needed.
 const NOTHING: Verdict = Verdict::Unauthenticated(ErrorCode::Unauthenticated);
 
+/// What only operators may call.
+pub(super) fn methods_of_operators() -> impl Iterator<Item = &'static str> {
+    ROWS.iter().filter(|(_, serves)| *serves == Serves::Operators).map(|(path, _)| *path)
+}
+
+/// Calls `path` with an empty message, whatever becomes of it.
+pub(super) async fn probe(channel: Channel, path: &str, authorization: Option<&str>) {
+    call(channel, path, authorization).await;
+}
+
 async fn call(mut channel: Channel, path: &str, authorization: Option<&str>) -> Verdict {
     std::future::poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
     let mut request = Request::post(path).header("content-type", "application/grpc").header("te", "trailers");

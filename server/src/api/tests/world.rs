@@ -30,6 +30,7 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use crate::api::{ApiContext, PeeringApi, RaftApi, router};
+use crate::audit::AuditLog;
 use crate::group::Group;
 use crate::hub_task::{HubParams, spawn_hub};
 use crate::master_task::MasterTask;
@@ -127,8 +128,9 @@ pub struct World {
     pub join: Token,
     /// For this run only.
     pub local: Token,
+    /// Where its store and its audit log are.
+    pub dir: TempDir,
     mailbox: Mailbox,
-    _dir: TempDir,
 }
 
 impl Drop for World {
@@ -222,6 +224,8 @@ impl World {
             stop: stop.clone(),
             log: log.clone(),
         });
+        let (audit, audit_writer) = AuditLog::open(tmp.path(), clock.now(), log.clone()).unwrap();
+        tokio::spawn(audit_writer.run(stop.clone()));
         let context = ApiContext {
             myself: myself.clone(),
             name: "s1".to_owned(),
@@ -233,6 +237,7 @@ impl World {
             local_operator: local.secret_hash(),
             clock,
             metrics,
+            audit,
             stop: stop.clone(),
             log: log.clone(),
         };
@@ -275,8 +280,8 @@ impl World {
             expired,
             join,
             local,
+            dir: tmp,
             mailbox,
-            _dir: tmp,
         }
     }
 
