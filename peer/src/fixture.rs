@@ -56,6 +56,7 @@ pub(crate) struct Node {
     pub(crate) bound: BoundPorts,
     pub(crate) forward_metrics: ForwardMetrics,
     pub(crate) tunnel_metrics: TunnelMetrics,
+    pub(crate) ingress_metrics: IngressMetrics,
     pub(crate) records: Records,
     pub(crate) stop: CancellationToken,
     agent: Mutex<Agent>,
@@ -88,7 +89,7 @@ impl Default for Bounds {
             remote_peers: Vec::new(),
             transit: false,
             pool: PoolLimits::default(),
-            ingress: IngressLimits { connections: 4_096, handshakes: 64 },
+            ingress: IngressLimits { connections: 4_096, newcomers: 1_024, newcomers_per_source: 64 },
             clients_allow: SourceRanges::loopback(),
             proxy_protocol_from: SourceRanges::none(),
         }
@@ -161,6 +162,7 @@ impl World {
         let forward_metrics = ForwardMetrics::default();
         let forwards =
             Forwards::new(bounds.forwards, forward_metrics.clone(), bounds.access_log, records.logger());
+        let ingress_metrics = IngressMetrics::default();
         let buffers = Buffers::default();
         // The agents here know each other through their Server; nobody dials a link.
         let (mailbox, _) = mpsc::channel(1);
@@ -190,7 +192,7 @@ impl World {
             clients_allow: bounds.clients_allow,
             proxy_protocol_from: bounds.proxy_protocol_from,
             connections: Connections::new(bounds.ingress),
-            metrics: IngressMetrics::default(),
+            metrics: ingress_metrics.clone(),
             log,
         });
         let stop = CancellationToken::new();
@@ -207,6 +209,7 @@ impl World {
             bound,
             forward_metrics,
             tunnel_metrics,
+            ingress_metrics,
             records,
             stop,
             agent,

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Every connection is a task of its own and costs nobody else anything. Bounds: connections at a time (of all
-//! ports together), handshakes at a time, the time and the number of the first bytes, bound ports.
+//! ports together, a part kept for Peers), newcomers at a time with a share for each source, the time and the number
+//! of the first bytes, bound ports.
 
 mod bound;
 mod h2c;

@@ -269,8 +269,12 @@ fn limits(log: &Logger) -> IngressLimits {
     };
     let connections = (files.saturating_sub(FILES_RESERVED) / 2).clamp(64, CONNECTIONS_MAX);
     info!(log, "limits"; "open_files" => files, "connections" => connections);
-    // 256 handshakes: at 10 s for the slowest, 25 silent Peers a second are borne.
-    IngressLimits { connections: connections as usize, handshakes: 256 }
+    IngressLimits {
+        connections: connections as usize,
+        // One other Peer may open all its 1,024 tunnels at once: half of the newcomers are lent to one source.
+        newcomers: (connections / 4).min(2_048) as usize,
+        newcomers_per_source: 64,
+    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2p_runtime::tls::ServerTls;
+use p2p_runtime::tcp::{Slot, SlotLimits, Slots};
+use p2p_runtime::tls::{FIRST_BYTE_TIMEOUT, ServerTls};
 use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +27,10 @@ use crate::tunnel::Pool;
 
 /// After a failed accept (mostly: no file descriptor left) the loop rests, or it would spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// An honest newcomer has said who he is by then, unless the path is very bad or hundreds come at the same time.
+const NEWCOMER_SPARED: Duration = Duration::from_millis(500);
+/// This part of the connections is kept for other Peers: clients that hold many do not cut them off.
+const PEERS_SHARE: usize = 8;
 
 /// Serves the one port.
 #[derive(Debug)]
@@ -59,7 +65,10 @@ pub(crate) struct Ingress {
 #[derive(Debug)]
 pub(crate) struct Connections {
     slots: Arc<Semaphore>,
-    pub(super) handshakes: Semaphore,
+    /// Of the slots, those that clients may take.
+    clients: Semaphore,
+    /// Those of which is not known yet who they are.
+    newcomers: Slots,
     tasks: TaskTracker,
     /// Ends what is between two forwards when the port closes, and everything after the grace.
     abort: CancellationToken,
@@ -70,7 +79,12 @@ impl Connections {
     pub(crate) fn new(limits: IngressLimits) -> Self {
         Connections {
             slots: Arc::new(Semaphore::new(limits.connections)),
-            handshakes: Semaphore::new(limits.handshakes),
+            clients: Semaphore::new(limits.connections - limits.connections / PEERS_SHARE),
+            newcomers: Slots::new(SlotLimits {
+                slots_max: limits.newcomers,
+                per_source: limits.newcomers_per_source,
+                spared: NEWCOMER_SPARED,
+            }),
             tasks: TaskTracker::new(),
             abort: CancellationToken::new(),
         }
@@ -105,8 +119,11 @@ pub(super) enum Port {
 pub(crate) struct IngressLimits {
     /// Connections at a time; further ones are closed at once.
     pub(crate) connections: usize,
-    /// Handshakes of other Peers at a time; further ones wait.
-    pub(crate) handshakes: usize,
+    /// Connections of which is not known yet who they are, handshakes of Peers included; a further one takes the
+    /// place of the oldest of the source that has most.
+    pub(crate) newcomers: usize,
+    /// The share of one source of them.
+    pub(crate) newcomers_per_source: usize,
 }
 
 impl Ingress {
@@ -139,7 +156,7 @@ impl Ingress {
                 }
             };
             let Ok(slot) = Arc::clone(&self.connections.slots).try_acquire_owned() else {
-                self.metrics.refused("limit");
+                self.metrics.refused(NoCaller::Limit.reason());
                 continue;
             };
             let (this, port, stop) = (Arc::clone(self), port.clone(), stop.clone());
@@ -162,6 +179,11 @@ impl Ingress {
         port: &Port,
         stop: &CancellationToken,
     ) {
+        if let Port::Shared = port
+            && timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut [0])).await.is_err()
+        {
+            return self.metrics.refused(NoCaller::Silent.reason());
+        }
         let mut first = self.buffers.get();
         let caller = match self.caller(&mut stream, remote, &mut first, port).await {
             Ok(caller) => caller,
@@ -170,42 +192,84 @@ impl Ingress {
                 return self.metrics.refused(why.reason());
             }
         };
-        let (remote, caller) = caller;
+        let (remote, caller, place) = caller;
+        let (newcomer, client) = match place {
+            Place::Newcomer(slot) if caller.is_peer() => (Some(slot), None),
+            Place::Client(_) if caller.is_peer() => return self.metrics.refused(NoCaller::Crowded.reason()),
+            Place::Client(slot) => (None, Some(slot)),
+            Place::Newcomer(slot) => {
+                // A client has said what it wants and is no newcomer any more.
+                drop(slot);
+                match self.connections.clients.try_acquire() {
+                    Ok(slot) => (None, Some(slot)),
+                    Err(_) => return self.metrics.refused(NoCaller::Limit.reason()),
+                }
+            }
+        };
         self.metrics.opened(&caller);
         match caller {
-            Caller::Tunnel => Box::pin(self.tunnel(stream, first, remote, stop)).await,
-            Caller::Link => Box::pin(self.link(stream, first, remote)).await,
+            Caller::Tunnel => Box::pin(self.tunnel(stream, first, remote, newcomer, stop)).await,
+            Caller::Link => Box::pin(self.link(stream, first, remote, newcomer)).await,
             Caller::Tls(service) => Box::pin(tls::serve(stream, first, service, Arc::clone(self))).await,
             Caller::Http => Box::pin(http::serve(stream, first, Arc::clone(self), stop)).await,
             Caller::H2c => Box::pin(h2c::serve(stream, first, remote, self, stop)).await,
             Caller::Socks => Box::pin(socks::serve(stream, first, remote, self)).await,
             Caller::Bound(port) => Box::pin(bound::serve(stream, first, &port, self)).await,
         }
+        drop(client);
     }
 
-    /// Who calls, and from where.
-    async fn caller(
-        &self,
+    /// Who calls, and from where; and the place that is held until more is known.
+    async fn caller<'a>(
+        &'a self,
         stream: &mut TcpStream,
         mut remote: SocketAddr,
         first: &mut CopyBuffer,
         port: &Port,
-    ) -> Result<(SocketAddr, Caller), (SocketAddr, NoCaller)> {
+    ) -> Result<(SocketAddr, Caller, Place<'a>), (SocketAddr, NoCaller)> {
         if self.proxy_protocol_from.contains(remote.ip()) {
             let header = peek::proxy_header(stream, first).await.map_err(|why| (remote, why))?;
             remote = header.source.unwrap_or(remote);
         }
         let allowed = self.clients_allow.contains(remote.ip());
-        let caller = match port {
-            Port::Bound(port) if allowed => Ok(Caller::Bound(Arc::clone(port))),
-            Port::Bound(_) => Err(NoCaller::NotAllowed),
-            // Before a byte of a client is acted on; who a Peer is says its certificate, not its address.
-            Port::Shared => match peek::caller(stream, first).await {
-                Ok(caller) if allowed || caller.is_peer() => Ok(caller),
-                Ok(_) => Err(NoCaller::NotAllowed),
-                Err(why) => Err(why),
-            },
+        let client = || self.connections.clients.try_acquire().map(Place::Client);
+        if let Port::Bound(port) = port {
+            if !allowed {
+                return Err((remote, NoCaller::NotAllowed));
+            }
+            let place = client().map_err(|_| (remote, NoCaller::Limit))?;
+            return Ok((remote, Caller::Bound(Arc::clone(port)), place));
+        }
+        let place = match self.connections.newcomers.wait(remote.ip().into()).await {
+            Ok(slot) => Place::Newcomer(slot),
+            // Hundreds of clients of one host may come at once; what they may hold is theirs already.
+            Err(_) if allowed => client().map_err(|_| (remote, NoCaller::Limit))?,
+            Err(_) => return Err((remote, NoCaller::Crowded)),
         };
-        caller.map(|caller| (remote, caller)).map_err(|why| (remote, why))
+        let caller = tokio::select! {
+            caller = peek::caller(stream, first) => caller,
+            () = place.displaced() => Err(NoCaller::Displaced),
+        };
+        // Before a byte of a client is acted on; who a Peer is says its certificate, not its address.
+        match caller.map_err(|why| (remote, why))? {
+            caller if allowed || caller.is_peer() => Ok((remote, caller, place)),
+            _ => Err((remote, NoCaller::NotAllowed)),
+        }
+    }
+}
+
+/// What a connection holds until it is known who it is.
+enum Place<'a> {
+    Newcomer(Slot),
+    /// One of those of clients, whatever it turns out to be.
+    Client(SemaphorePermit<'a>),
+}
+
+impl Place<'_> {
+    async fn displaced(&self) {
+        match self {
+            Place::Newcomer(slot) => slot.evicted().cancelled().await,
+            Place::Client(_) => std::future::pending().await,
+        }
     }
 }

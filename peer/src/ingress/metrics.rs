@@ -69,6 +69,12 @@ impl IngressMetrics {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// How many were closed for `reason`.
+    #[cfg(test)]
+    pub(super) fn count_refused(&self, reason: &'static str) -> u64 {
+        self.refused.get_or_create(&ReasonLabel { reason }).get()
+    }
+
     pub(super) fn told(&self, status: Status) {
         self.answers.get_or_create(&StatusLabel { status: status.code() }).inc();
     }

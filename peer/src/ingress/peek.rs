@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use p2p_common::service::ServiceName;
 use p2p_peer_core::{BadProxyHeader, ProxyHeader, SniffLimits, Sniffed, Unrecognised, sniff};
-use p2p_runtime::tls::ALPN_TUNNEL;
+use p2p_runtime::tls::{ALPN_TUNNEL, CLIENT_HELLO_TIMEOUT};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::bound::BoundPort;
 use crate::forward::splice::CopyBuffer;
 
-/// Clients of protocols in which the server speaks first stay silent; nobody else needs this long.
-const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
+/// What says who calls, or whose connection is passed on, is one or two packets.
+const FIRST_BYTES_TIMEOUT: Duration = CLIENT_HELLO_TIMEOUT;
 
 /// What a connection is.
 #[derive(Debug)]
@@ -76,6 +76,15 @@ pub(super) enum NoCaller {
     /// Its address is in none of the ranges.
     #[error("clients from there are not served: clients_allow does not list them")]
     NotAllowed,
+    /// All places are taken.
+    #[error("all places of clients are taken")]
+    Limit,
+    /// Its source has too many like it.
+    #[error("too many connections from there have not said who they are")]
+    Crowded,
+    /// Another newcomer took its place.
+    #[error("it had its time to say who it is, and another one came")]
+    Displaced,
     /// TLS without a name.
     #[error("the TLS client names no service (SNI)")]
     NoName,
@@ -90,6 +99,9 @@ impl NoCaller {
             NoCaller::Unrecognised(_) => "unrecognised",
             NoCaller::ProxyHeader(_) => "proxy_header",
             NoCaller::NotAllowed => "not_allowed",
+            NoCaller::Limit => "limit",
+            NoCaller::Crowded => "crowded",
+            NoCaller::Displaced => "displaced",
             NoCaller::NoName => "no_name",
         }
     }

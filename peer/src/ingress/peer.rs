@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use p2p_common::{ErrorCode, NodeKind};
 use p2p_runtime::identity::PeerIdentity;
-use p2p_runtime::tcp::{self, CongestionReport};
+use p2p_runtime::tcp::{self, CongestionReport, Slot};
 use p2p_runtime::tls::{AcceptError, AcceptedTunnel as AcceptedTls, Face, Prefixed};
 use slog::debug;
 use tokio::net::TcpStream;
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Ingress;
+use super::peek::NoCaller;
 use crate::forward::splice::CopyBuffer;
 use crate::tunnel::{AcceptedTunnel, DirectTunnel, PeerStream, Tunnel, TunnelError};
 
@@ -36,15 +37,16 @@ struct Newcomer {
 
 impl Ingress {
     /// Serves a mesh link to its end.
-    pub(super) async fn link(&self, stream: TcpStream, first: CopyBuffer, remote: SocketAddr) {
-        let slot = self.connections.handshakes.acquire().await.expect("the semaphore is never closed");
+    pub(super) async fn link(
+        &self,
+        stream: TcpStream,
+        first: CopyBuffer,
+        remote: SocketAddr,
+        newcomer: Option<Slot>,
+    ) {
         let replayed = Prefixed::new(Bytes::copy_from_slice(first.unread()), stream);
         drop(first);
-        let accepted = match self.tls.accept(replayed).await {
-            Ok(accepted) => accepted,
-            Err(error) => return self.no_handshake(remote, &error),
-        };
-        drop(slot);
+        let Some(accepted) = self.shaken(self.tls.accept(replayed), remote, newcomer).await else { return };
         match accepted.face {
             Face::Link(identity) if identity.kind() == NodeKind::Peer => {
                 self.links.accept(accepted.stream, identity, remote.to_string()).await;
@@ -60,16 +62,13 @@ impl Ingress {
         stream: TcpStream,
         first: CopyBuffer,
         remote: SocketAddr,
+        newcomer: Option<Slot>,
         stop: &CancellationToken,
     ) {
-        let slot = self.connections.handshakes.acquire().await.expect("the semaphore is never closed");
         let congestion = tcp::use_bbr(&stream);
-        let accepted = match self.tls.accept_tunnel(stream, first.unread()).await {
-            Ok(accepted) => accepted,
-            Err(error) => return self.no_handshake(remote, &error),
-        };
+        let handshake = self.tls.accept_tunnel(stream, first.unread());
+        let Some(accepted) = self.shaken(handshake, remote, newcomer).await else { return };
         drop(first);
-        drop(slot);
         let AcceptedTls { identity, stream } = accepted;
         if identity.kind() == NodeKind::Server {
             return self.metrics.refused("role");
@@ -77,9 +76,34 @@ impl Ingress {
         self.newcomer(Newcomer { stream, identity, remote, congestion }, stop).await;
     }
 
-    fn no_handshake(&self, remote: SocketAddr, error: &AcceptError) {
-        debug!(self.log, "peer handshake failed"; "remote" => %remote, "error" => %error);
-        self.metrics.refused(error.reason());
+    /// What a handshake comes to, as long as it may take its place.
+    async fn shaken<T>(
+        &self,
+        handshake: impl Future<Output = Result<T, AcceptError>>,
+        remote: SocketAddr,
+        newcomer: Option<Slot>,
+    ) -> Option<T> {
+        let displaced = async {
+            match &newcomer {
+                Some(slot) => slot.evicted().cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            () = displaced => {
+                self.metrics.refused(NoCaller::Displaced.reason());
+                return None;
+            }
+        };
+        match shaken {
+            Ok(accepted) => Some(accepted),
+            Err(error) => {
+                debug!(self.log, "peer handshake failed"; "remote" => %remote, "error" => %error);
+                self.metrics.refused(error.reason());
+                None
+            }
+        }
     }
 
     async fn newcomer(&self, newcomer: Newcomer, stop: &CancellationToken) {

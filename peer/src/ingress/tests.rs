@@ -5,6 +5,7 @@ mod accounted;
 mod bounds;
 mod carried;
 mod faces;
+mod newcomers;
 mod retried;
 mod smuggling;
 

@@ -22,7 +22,7 @@ use prometheus_client::registry::Registry;
 use slog::{Logger, debug, warn};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -39,8 +39,6 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 const HANDSHAKE_SPARED: Duration = Duration::from_millis(500);
 /// Between two calls of somebody who is at work, mostly.
 const PUBLIC_SPARED: Duration = Duration::from_secs(1);
-/// How often it is looked whether a handshake has ended, when all slots are taken.
-const SLOT_REST: Duration = Duration::from_millis(5);
 /// Being full is told to people this often; the counts tell it each time.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -201,19 +199,10 @@ impl Door {
         }
     }
 
-    /// A slot for a handshake; waits while all are taken by young ones of many sources.
+    /// A slot for a handshake.
     async fn slot(&self, remote: SocketAddr) -> Option<Slot> {
-        loop {
-            let now = Instant::now();
-            match self.handshakes.take(remote.ip().into(), now) {
-                Ok(slot) => return Some(slot),
-                Err(Crowded::Until(until)) => sleep_until(until.min(now + SLOT_REST)).await,
-                Err(Crowded::Source | Crowded::Full) => {
-                    self.full(remote, "handshakes", "crowded");
-                    return None;
-                }
-            }
-        }
+        let slot = self.handshakes.wait(remote.ip().into()).await;
+        slot.map_err(|_| self.full(remote, "handshakes", "crowded")).ok()
     }
 
     async fn handshake(&self, stream: TcpStream, remote: SocketAddr) -> Option<GrpcStream> {

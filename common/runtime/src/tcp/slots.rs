@@ -27,6 +27,9 @@ use super::Source;
 /// Who showed good credentials within this time gives way to nobody.
 pub const VOUCHED_FOR: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether a slot has got free.
+const REST: Duration = Duration::from_millis(5);
+
 /// How many, and how they are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotLimits {
@@ -136,6 +139,21 @@ impl Slots {
         });
         table.sources.entry(source).or_default().insert(number, Arc::clone(&occupant));
         Ok(Slot { slots: self.clone(), source, number, occupant })
+    }
+
+    /// As [`Slots::take`], but waits, for [`SlotLimits::spared`] at most and mostly for less, when all slots are
+    /// taken by young ones of many sources. Cancel safe.
+    ///
+    /// # Errors
+    /// When its source takes too many, or nobody may be made to go.
+    pub async fn wait(&self, source: Source) -> Result<Slot, Crowded> {
+        loop {
+            let now = Instant::now();
+            match self.take(source, now) {
+                Err(Crowded::Until(until)) => tokio::time::sleep_until(until.min(now + REST)).await,
+                taken => return taken,
+            }
+        }
     }
 
     /// How many are taken.
