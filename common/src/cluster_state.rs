@@ -1,12 +1,12 @@
 //! The replicated state of a cluster, as every Server holds it after applying the same commands.
 //!
-//! Table C, identities, tokens (hashed), the trust bundle and settings; nothing else (SPEC C3). Only
+//! Table C, identities, revocations, tokens (hashed), the trust bundle and settings; nothing else (SPEC C3). Only
 //! `p2p-server-raft`'s state machine changes it; everyone else reads a published snapshot.
 
 use std::time::Duration;
 
-use crate::command::{IdentityRecord, Outcome, TokenId, TokenRecord};
-use crate::id::{ClusterId, Epoch, NodeId, RecoveryId, RequestId};
+use crate::command::{IdentityRecord, Outcome, Revocation, TokenId, TokenRecord};
+use crate::id::{ClusterId, Epoch, KeyHash, NodeId, RecoveryId, RequestId};
 use crate::member::{Member, RaftId};
 use crate::setting::{Setting, SettingName, parse_duration};
 use crate::shared::{SharedMap, SharedQueue};
@@ -16,6 +16,13 @@ pub const IDENTITIES_MAX: usize = 100_000;
 /// At most this many tokens; more are refused until some expire or are revoked. Expired ones are forgotten
 /// when another is created.
 pub const TOKENS_MAX: usize = 10_000;
+/// At most this many revocations. Beyond it those that no certificate outlives ([`Revocation::NEEDED_FOR`]) make room;
+/// when there are none, more are refused.
+pub const REVOCATIONS_MAX: usize = 10_000;
+/// At most this many CAs are trusted: the one that signs, and another while the CA is being changed.
+pub const TRUSTED_CAS_MAX: usize = 2;
+/// The longest CA certificate in bytes.
+pub const CA_CERTIFICATE_MAX_BYTES: usize = 4_096;
 /// How many applied request ids are remembered with their outcome; a repeat older than that applies again.
 pub const REQUESTS_REMEMBERED: usize = 10_000;
 
@@ -31,6 +38,10 @@ pub struct ClusterState {
     pub recovery_id: Option<RecoveryId>,
     /// CA certificates in DER that nodes trust: one, or two while the CA is being changed (SPEC I6).
     pub trust_bundle: Vec<Vec<u8>>,
+    /// The place in the trust bundle of the CA that signs.
+    pub signer: usize,
+    /// Raised by every change of the trust bundle or its signer.
+    pub trust_version: u64,
     /// Table C by Id.
     pub members: SharedMap<NodeId, Member>,
     /// Raised by every change of table C and by nothing else (SPEC C3).
@@ -39,6 +50,10 @@ pub struct ClusterState {
     pub next_raft_id: RaftId,
     /// Identities by Id.
     pub identities: SharedMap<NodeId, IdentityRecord>,
+    /// Keys that open nothing any more.
+    pub revocations: SharedMap<KeyHash, Revocation>,
+    /// The number of the last revocation.
+    pub revocations_version: u64,
     /// Tokens by their public half.
     pub tokens: SharedMap<TokenId, TokenRecord>,
     /// The settings somebody changed; the others have their defaults.
@@ -57,10 +72,14 @@ impl ClusterState {
             epoch,
             recovery_id: None,
             trust_bundle,
+            signer: 0,
+            trust_version: 0,
             members: SharedMap::new(),
             members_version: 0,
             next_raft_id: 1,
             identities: SharedMap::new(),
+            revocations: SharedMap::new(),
+            revocations_version: 0,
             tokens: SharedMap::new(),
             settings: SharedMap::new(),
             settings_revision: 0,
@@ -78,11 +97,35 @@ impl ClusterState {
         self.settings.get(&name).map_or(name.default_value(), |setting| &setting.value)
     }
 
+    /// Whether `key_hash` was revoked, whosever it was.
+    pub fn is_revoked(&self, key_hash: &KeyHash) -> bool {
+        self.revocations.contains_key(key_hash)
+    }
+
+    /// For how long a certificate of a Peer holds (SPEC I5).
+    pub fn peer_certificate_lifetime(&self) -> Duration {
+        self.duration(SettingName::PeerCertificateLifetime)
+    }
+
+    /// For how long a certificate of a Server holds (SPEC I5).
+    pub fn server_certificate_lifetime(&self) -> Duration {
+        self.duration(SettingName::ServerCertificateLifetime)
+    }
+
+    /// For how long an expired certificate may still be renewed with its key (SPEC I5).
+    pub fn certificate_renewal_grace(&self) -> Duration {
+        self.duration(SettingName::CertificateRenewalGrace)
+    }
+
     /// For how long a voter may be unreachable before a learner takes its place (SPEC C4).
     pub fn voter_replace_after(&self) -> Duration {
-        let name = SettingName::VoterReplaceAfter;
-        let set = parse_duration(self.setting(name));
-        // A snapshot of a newer version may hold what this one cannot read.
-        set.unwrap_or(SettingName::VOTER_REPLACE_AFTER_MAX)
+        self.duration(SettingName::VoterReplaceAfter)
+    }
+
+    /// A setting that is a duration. A snapshot of a newer version may hold what this one cannot read: then its
+    /// default.
+    fn duration(&self, name: SettingName) -> Duration {
+        let set = parse_duration(self.setting(name)).or_else(|| parse_duration(name.default_value()));
+        set.expect("defaults are sound, which a test says")
     }
 }

@@ -3,8 +3,11 @@
 //! Applying is deterministic: whatever needs a clock or a random source (time, ids, secrets) is put in by
 //! the proposer. The rules are in `p2p-server-raft`'s state machine; here are only the shapes.
 
+use std::time::Duration;
+
 use crate::addr::HostPort;
 use crate::error::ErrorCode;
+use crate::grants::Grants;
 use crate::id::{KeyHash, NodeId, RequestId};
 use crate::member::RaftId;
 use crate::setting::SettingName;
@@ -77,6 +80,12 @@ pub struct TokenRecord {
     pub uses_left: u32,
     /// Only this Id may enrol with it.
     pub bound_id: Option<NodeId>,
+    /// Only a node that calls itself so may enrol with it.
+    pub bound_name: Option<String>,
+    /// What those who enrol with it may do.
+    pub grants: Grants,
+    /// Those who enrol with it are forgotten some time after they were last seen (SPEC I2).
+    pub ephemeral: bool,
     /// Who enrolled with it, so that a repeated enrolment costs nothing.
     pub used_by: SharedSet<(NodeId, KeyHash)>,
 }
@@ -92,6 +101,52 @@ pub struct IdentityRecord {
     pub key_hash: KeyHash,
     /// When it was bound.
     pub enrolled_at: UnixMs,
+    /// What it may do.
+    pub grants: Grants,
+    /// Forgotten [`EPHEMERAL_FOR`] after it was last seen.
+    pub ephemeral: bool,
+    /// When a Server last said that it was there, by that Server's clock; for ephemeral ones only.
+    pub seen_at: UnixMs,
+    /// Its key opens nothing any more, and the Id stays taken until an operator resets it.
+    pub revoked: bool,
+}
+
+impl IdentityRecord {
+    /// Just bound, with the grants of everybody, to stay.
+    pub fn new(id: NodeId, name: String, key_hash: KeyHash, enrolled_at: UnixMs) -> Self {
+        let (grants, ephemeral, revoked) = (Grants::default(), false, false);
+        IdentityRecord { id, name, key_hash, enrolled_at, grants, ephemeral, seen_at: enrolled_at, revoked }
+    }
+}
+
+/// An ephemeral identity that no Server has seen for so long is forgotten (SPEC I2).
+pub const EPHEMERAL_FOR: Duration = Duration::from_secs(3_600);
+/// At most this many identities in one command.
+pub const IDENTITIES_PER_COMMAND_MAX: usize = 1_000;
+
+/// A key that opens nothing any more, wherever it is shown (SPEC I7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// Counts revocations; who knows all up to one asks for those after it.
+    pub number: u64,
+    /// Whose key it was.
+    pub id: NodeId,
+    /// The key.
+    pub key_hash: KeyHash,
+    /// What people called it.
+    pub name: String,
+    /// Why, for people; at most [`Revocation::REASON_MAX_BYTES`].
+    pub reason: String,
+    /// When, by its proposer's clock.
+    pub revoked_at: UnixMs,
+}
+
+impl Revocation {
+    /// The longest reason.
+    pub const REASON_MAX_BYTES: usize = 256;
+    /// The longest time for which a certificate of a revoked key can still be shown somewhere: one issued to a file,
+    /// and a month.
+    pub const NEEDED_FOR: Duration = Duration::from_secs(400 * 86_400);
 }
 
 /// What a command does.
@@ -133,6 +188,62 @@ pub enum CommandBody {
     },
     /// Takes a Server out of table C.
     RemoveMember(NodeId),
+    /// Takes a key its power, wherever it is shown.
+    Revoke {
+        /// Whose.
+        id: NodeId,
+        /// Which key; `None` is the one the Id is bound to.
+        key_hash: Option<KeyHash>,
+        /// Why, for people.
+        reason: String,
+        /// The proposer's wall time.
+        now: UnixMs,
+    },
+    /// Frees an Id from a key that is lost; the key is revoked.
+    ResetIdentity {
+        /// Which Id.
+        id: NodeId,
+        /// The proposer's wall time.
+        now: UnixMs,
+    },
+    /// Changes what an identity may do.
+    ChangeGrants {
+        /// Whose.
+        id: NodeId,
+        /// From now on.
+        grants: Grants,
+    },
+    /// A Server has seen these ephemeral identities; others and unknown ones are passed over.
+    SeeIdentities {
+        /// Which; at most [`IDENTITIES_PER_COMMAND_MAX`].
+        ids: Vec<NodeId>,
+        /// The proposer's wall time.
+        now: UnixMs,
+    },
+    /// Forgets ephemeral identities, each if it was last seen when it says.
+    ForgetIdentities(Vec<(NodeId, UnixMs)>),
+    /// Binds an Id to a key on an operator's word, without a token.
+    BindIdentity {
+        /// Who.
+        id: NodeId,
+        /// What people call it.
+        name: String,
+        /// Its key.
+        key_hash: KeyHash,
+        /// What it may do.
+        grants: Grants,
+        /// The proposer's wall time.
+        now: UnixMs,
+    },
+    /// Changes which CAs are trusted, and which of them signs.
+    ChangeTrust {
+        /// CA certificates in DER: one or two, of which one is trusted already.
+        bundle: Vec<Vec<u8>>,
+        /// The place in the bundle of the one that signs.
+        signer: usize,
+        /// The version the proposer saw: another one by now, and nothing is changed.
+        expected: u64,
+    },
     /// Changes a setting.
     ChangeSetting {
         /// Which one.

@@ -82,6 +82,12 @@ codes! {
     TokenBound = 34, "token_bound";
     /// The Id is bound to another key.
     IdTaken = 35, "id_taken";
+    /// The key opens nothing any more.
+    Revoked = 36, "revoked";
+    /// The certificate's time is over: it must be renewed first.
+    CertificateExpired = 37, "certificate_expired";
+    /// The identity's grants do not let it.
+    NotGranted = 38, "not_granted";
     /// No such service.
     ServiceUnknown = 40, "service_unknown";
     /// The service's backend did not take the connection.

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod cluster_state;
 pub mod command;
 mod error;
+pub mod grants;
 mod id;
 pub mod link;
 pub mod member;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::addr::NetInfo;
+use crate::grants::Grants;
 use crate::id::{Incarnation, KeyHash, NodeId};
 use crate::revision::Push;
 use crate::service::ServiceOffer;
@@ -35,6 +36,8 @@ pub struct PeerEntry {
     pub incarnation: Incarnation,
     /// The key its certificates must carry (SPEC I6).
     pub key_hash: KeyHash,
+    /// What it may do, as the Servers know it (SPEC I8).
+    pub grants: Arc<Grants>,
     /// What it said last.
     pub report: PeerReport,
 }

@@ -14,23 +14,42 @@ pub enum SettingName {
     Description,
     /// For how long a voter may be unreachable before a learner takes its place (SPEC C4).
     VoterReplaceAfter,
+    /// For how long a Peer's certificate holds (SPEC I5).
+    PeerCertificateLifetime,
+    /// For how long a Server's certificate holds (SPEC I5).
+    ServerCertificateLifetime,
+    /// For how long an expired certificate may still be renewed with its key (SPEC I5).
+    CertificateRenewalGrace,
 }
 
 impl SettingName {
-    /// All of them.
-    pub const ALL: [SettingName; 2] = [SettingName::Description, SettingName::VoterReplaceAfter];
+    /// All of them, by name.
+    pub const ALL: [SettingName; 5] = [
+        SettingName::CertificateRenewalGrace,
+        SettingName::Description,
+        SettingName::PeerCertificateLifetime,
+        SettingName::ServerCertificateLifetime,
+        SettingName::VoterReplaceAfter,
+    ];
     /// A description has at most this many bytes.
     pub const DESCRIPTION_MAX_BYTES: usize = 1_024;
     /// A voter that is slow to restart keeps its vote ...
     pub const VOTER_REPLACE_AFTER_MIN: Duration = Duration::from_secs(5);
     /// ... and one that is away for a day is not waited for.
     pub const VOTER_REPLACE_AFTER_MAX: Duration = Duration::from_secs(86_400);
+    /// Shorter lifetimes of certificates are for drills; this is the shortest that can be renewed in time.
+    pub const CERTIFICATES_MIN: Duration = Duration::from_secs(5);
+    /// Whoever was away for longer than a year enrols anew.
+    pub const CERTIFICATES_MAX: Duration = Duration::from_secs(366 * 86_400);
 
     /// The name as it is typed.
     pub const fn as_str(self) -> &'static str {
         match self {
             SettingName::Description => "description",
             SettingName::VoterReplaceAfter => "voter_replace_after",
+            SettingName::PeerCertificateLifetime => "peer_certificate_lifetime",
+            SettingName::ServerCertificateLifetime => "server_certificate_lifetime",
+            SettingName::CertificateRenewalGrace => "certificate_renewal_grace",
         }
     }
 
@@ -39,6 +58,8 @@ impl SettingName {
         match self {
             SettingName::Description => "",
             SettingName::VoterReplaceAfter => "60s",
+            SettingName::PeerCertificateLifetime => "168h",
+            SettingName::ServerCertificateLifetime | SettingName::CertificateRenewalGrace => "2160h",
         }
     }
 
@@ -48,6 +69,15 @@ impl SettingName {
             SettingName::Description => "what people call this cluster: text of at most 1024 bytes",
             SettingName::VoterReplaceAfter => {
                 "a voter unreachable for so long is replaced by a learner: 5s to 24h"
+            }
+            SettingName::PeerCertificateLifetime => {
+                "certificates of peers hold for so long, and are renewed half way: 5s to 8784h"
+            }
+            SettingName::ServerCertificateLifetime => {
+                "certificates of servers hold for so long, and are renewed half way: 5s to 8784h"
+            }
+            SettingName::CertificateRenewalGrace => {
+                "a certificate that expired so long ago can still be renewed with its key: 5s to 8784h"
             }
         }
     }
@@ -68,10 +98,17 @@ impl SettingName {
                 }
             }
             SettingName::VoterReplaceAfter => {
-                let duration = parse_duration(value)
-                    .ok_or_else(|| bad("expected a whole number and its unit, s, m or h, like 90s"))?;
-                if !(Self::VOTER_REPLACE_AFTER_MIN..=Self::VOTER_REPLACE_AFTER_MAX).contains(&duration) {
+                let (min, max) = (Self::VOTER_REPLACE_AFTER_MIN, Self::VOTER_REPLACE_AFTER_MAX);
+                if !(min..=max).contains(&duration(value).map_err(bad)?) {
                     return Err(bad("expected 5s to 24h"));
+                }
+            }
+            SettingName::PeerCertificateLifetime
+            | SettingName::ServerCertificateLifetime
+            | SettingName::CertificateRenewalGrace => {
+                let (min, max) = (Self::CERTIFICATES_MIN, Self::CERTIFICATES_MAX);
+                if !(min..=max).contains(&duration(value).map_err(bad)?) {
+                    return Err(bad("expected 5s to 8784h"));
                 }
             }
         }
@@ -98,7 +135,7 @@ impl FromStr for SettingName {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSetting {
     /// There is none of this name.
-    #[error("there is no setting '{text}': the settings are description and voter_replace_after")]
+    #[error("there is no setting '{text}': the settings are {}", SettingName::ALL.map(SettingName::as_str).join(", "))]
     Unknown {
         /// The name, cut to 64 characters.
         text: String,
@@ -120,6 +157,10 @@ pub struct Setting {
     pub value: String,
     /// The number of its last change, counted over all settings.
     pub revision: u64,
+}
+
+fn duration(value: &str) -> Result<Duration, &'static str> {
+    parse_duration(value).ok_or("expected a whole number and its unit, s, m or h, like 90s")
 }
 
 /// The duration of a text like `90s`, `5m`, `24h`.
@@ -149,7 +190,7 @@ mod tests {
         let refused = "voter_replace".parse::<SettingName>().unwrap_err().to_string();
         assert!(SettingName::ALL.iter().all(|name| refused.contains(name.as_str())), "{refused}");
         let refused = "x".repeat(9_999).parse::<SettingName>().unwrap_err().to_string();
-        assert!(refused.len() < 200);
+        assert!(refused.len() < 300);
     }
 
     #[test]
@@ -168,6 +209,10 @@ mod tests {
             (SettingName::VoterReplaceAfter, "1.5m", false),
             (SettingName::VoterReplaceAfter, "60ü", false),
             (SettingName::VoterReplaceAfter, "18446744073709551615h", false),
+            (SettingName::PeerCertificateLifetime, "5s", true),
+            (SettingName::PeerCertificateLifetime, "4s", false),
+            (SettingName::ServerCertificateLifetime, "8784h", true),
+            (SettingName::CertificateRenewalGrace, "8785h", false),
             (SettingName::Description, "", true),
             (SettingName::Description, "the lab in Zürich", true),
             (SettingName::Description, "two\nlines", false),

@@ -129,7 +129,7 @@ impl World {
             services: services.offers(),
         };
         let key_hash = identity.key().key_hash();
-        let entry = Arc::new(PeerEntry { id, incarnation, key_hash, report });
+        let entry = Arc::new(PeerEntry { id, incarnation, key_hash, grants: Arc::default(), report });
         let identity = Identity { id, incarnation, cluster_id, epoch: Epoch(1) };
         let mut agent = Agent::new(
             AgentConfig {

@@ -9,9 +9,10 @@ mod store;
 
 pub use link::{LinkFrameError, decode_link, encode_link, link_message_from, link_message_to};
 pub use node::{
-    entry_from, entry_to, hello_from, hello_to, link_from, link_to, links_from, master_from, master_to,
-    member_from, member_role_from, member_role_to, member_table_from, member_table_to, member_to,
-    net_info_from, net_info_to, offer_from, offer_to, push_from, push_to, report_from, report_to,
+    entry_from, entry_to, grants_from, grants_to, hello_from, hello_to, link_from, link_to, links_from,
+    master_from, master_to, member_from, member_role_from, member_role_to, member_table_from,
+    member_table_to, member_to, net_info_from, net_info_to, offer_from, offer_to, push_from, push_to,
+    report_from, report_to,
 };
 pub use store::{
     decode_command, decode_outcome, decode_state, encode_command, encode_outcome, encode_state, recovery_id,
@@ -103,6 +104,18 @@ pub fn name(text: &str, field: &'static str) -> Result<String, ConvertError> {
     bounded(text.len(), p2p_common::member::Member::NAME_MAX_BYTES, field)?;
     if text.chars().any(char::is_control) {
         return Err(ConvertError::new(field, "control characters are not allowed"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Why a key is revoked, for people.
+///
+/// # Errors
+/// When it is too long or has control characters.
+pub fn reason(text: &str) -> Result<String, ConvertError> {
+    bounded(text.len(), p2p_common::command::Revocation::REASON_MAX_BYTES, "reason")?;
+    if text.chars().any(char::is_control) {
+        return Err(ConvertError::new("reason", "control characters are not allowed"));
     }
     Ok(text.to_owned())
 }

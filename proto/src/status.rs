@@ -43,12 +43,16 @@ fn with_code(grpc: Code, code: ErrorCode, message: impl Into<String>) -> Status 
 fn grpc_code(code: ErrorCode) -> Code {
     match code {
         ErrorCode::BadRequest => Code::InvalidArgument,
-        ErrorCode::Unauthenticated | ErrorCode::TokenUnknown | ErrorCode::TokenExpired => {
-            Code::Unauthenticated
-        }
-        ErrorCode::Forbidden | ErrorCode::TokenUsedUp | ErrorCode::TokenRole | ErrorCode::TokenBound => {
-            Code::PermissionDenied
-        }
+        ErrorCode::Unauthenticated
+        | ErrorCode::TokenUnknown
+        | ErrorCode::TokenExpired
+        | ErrorCode::Revoked
+        | ErrorCode::CertificateExpired => Code::Unauthenticated,
+        ErrorCode::Forbidden
+        | ErrorCode::NotGranted
+        | ErrorCode::TokenUsedUp
+        | ErrorCode::TokenRole
+        | ErrorCode::TokenBound => Code::PermissionDenied,
         ErrorCode::Unavailable
         | ErrorCode::NotLeader
         | ErrorCode::Draining

@@ -145,7 +145,7 @@ fn first_state(identity: &NodeIdentity, stored: &Stored) -> ClusterState {
     state.recovery_id = stored.origin.recovery_id;
     for member in &stored.origin.members {
         let (name, enrolled_at) = (member.name.clone(), UnixMs(0));
-        let record = IdentityRecord { id: member.id, name, key_hash: member.key_hash, enrolled_at };
+        let record = IdentityRecord::new(member.id, name, member.key_hash, enrolled_at);
         state.identities.insert(member.id, record);
         state.members.insert(member.id, member.clone());
     }

@@ -192,6 +192,13 @@ impl ApiContext {
             CommandBody::UpsertMember { .. } => "upsert_member",
             CommandBody::RemoveMember(_) => "remove_member",
             CommandBody::ChangeSetting { .. } => "change_setting",
+            CommandBody::Revoke { .. } => "revoke",
+            CommandBody::ResetIdentity { .. } => "reset_identity",
+            CommandBody::ChangeGrants { .. } => "change_grants",
+            CommandBody::SeeIdentities { .. } => "see_identities",
+            CommandBody::ForgetIdentities(_) => "forget_identities",
+            CommandBody::BindIdentity { .. } => "bind_identity",
+            CommandBody::ChangeTrust { .. } => "change_trust",
         };
         let (result, answer) = match self.proposer.propose(Command { request_id, body }).await {
             Ok((_, Outcome::Refused { code, message })) => ("refused", Err(refuse(code, message))),

@@ -26,7 +26,13 @@ pub(crate) fn run(n: u8) -> Incarnation {
 /// Peer `n` in its run `n`, without services and addresses.
 pub(crate) fn entry(n: u8, seq: u64) -> Arc<PeerEntry> {
     let report = PeerReport { seq, name: format!("p{n}"), ..PeerReport::default() };
-    Arc::new(PeerEntry { id: peer(n), incarnation: run(n), key_hash: KeyHash([n; 32]), report })
+    Arc::new(PeerEntry {
+        id: peer(n),
+        incarnation: run(n),
+        key_hash: KeyHash([n; 32]),
+        grants: Arc::default(),
+        report,
+    })
 }
 
 /// Peer `n` at `address` in `zone` with `services` as NAME=BACKEND.

@@ -50,7 +50,7 @@ impl Status {
     pub const fn of(code: ErrorCode) -> Status {
         match code {
             ErrorCode::BadRequest => Status::BadRequest,
-            ErrorCode::Unauthenticated | ErrorCode::Forbidden => Status::Forbidden,
+            ErrorCode::Unauthenticated | ErrorCode::Forbidden | ErrorCode::NotGranted => Status::Forbidden,
             ErrorCode::NotFound | ErrorCode::ServiceUnknown => Status::NotFound,
             ErrorCode::Unavailable
             | ErrorCode::Exhausted
@@ -253,6 +253,7 @@ mod tests {
         for (code, status) in [
             (ErrorCode::ServiceUnknown, 404),
             (ErrorCode::Forbidden, 403),
+            (ErrorCode::NotGranted, 403),
             (ErrorCode::BackendRefused, 502),
             (ErrorCode::OwnerOffline, 503),
             (ErrorCode::Exhausted, 503),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use p2p_common::addr::{Candidate, CandidateKind, HostPort, NetInfo};
+use p2p_common::grants::{Grants, NamePatterns};
 use p2p_common::link::{LINKS_PER_REPORT_MAX, LinkRow, PathKind, REASON_MAX_BYTES};
 use p2p_common::member::{MEMBERS_MAX, MasterTitle, Member, MemberRole};
 use p2p_common::push::{PeerEntry, PeerPush, PeerReport};
@@ -289,6 +290,31 @@ pub fn report_from(report: Option<v1::PeerReport>) -> Result<PeerReport, Convert
     })
 }
 
+/// The wire form of what an identity may do.
+pub fn grants_to(grants: &Grants) -> v1::Grants {
+    let texts = |patterns: &NamePatterns| patterns.iter().map(ToString::to_string).collect();
+    v1::Grants {
+        may_offer: texts(&grants.may_offer),
+        may_reach: texts(&grants.may_reach),
+        may_advertise: texts(&grants.may_advertise),
+    }
+}
+
+/// Received grants. Where a message has none, everybody's are meant.
+///
+/// # Errors
+/// When a pattern is none, or there are too many.
+pub fn grants_from(grants: v1::Grants) -> Result<Grants, ConvertError> {
+    let patterns = |texts: &[String], field| {
+        NamePatterns::from_texts(texts).map_err(|e| ConvertError::new(field, e.to_string()))
+    };
+    Ok(Grants {
+        may_offer: patterns(&grants.may_offer, "may_offer")?,
+        may_reach: patterns(&grants.may_reach, "may_reach")?,
+        may_advertise: patterns(&grants.may_advertise, "may_advertise")?,
+    })
+}
+
 /// The wire form of a row of table E.
 pub fn entry_to(entry: &PeerEntry) -> v1::PeerEntry {
     v1::PeerEntry {
@@ -300,6 +326,7 @@ pub fn entry_to(entry: &PeerEntry) -> v1::PeerEntry {
         zone: entry.report.zone.clone(),
         net: Some(net_info_to(&entry.report.net)),
         services: entry.report.services.iter().map(offer_to).collect(),
+        grants: (*entry.grants != Grants::default()).then(|| grants_to(&entry.grants)),
     }
 }
 
@@ -312,6 +339,7 @@ pub fn entry_from(entry: v1::PeerEntry) -> Result<PeerEntry, ConvertError> {
         id: id_of(NodeKind::Peer, &entry.id, "id")?,
         incarnation: parse(&entry.incarnation, "incarnation")?,
         key_hash: key_hash(&entry.key_hash)?,
+        grants: Arc::new(entry.grants.map_or(Ok(Grants::default()), grants_from)?),
         report: PeerReport {
             seq: entry.seq,
             name: name(&entry.name, "name")?,

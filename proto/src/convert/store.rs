@@ -1,15 +1,19 @@
 //! What is replicated and kept on disk, to bytes and back.
 
 use p2p_common::cluster_state::ClusterState;
-use p2p_common::command::{Command, CommandBody, IdentityRecord, Outcome, TokenId, TokenRecord, TokenRole};
+use p2p_common::command::{
+    Command, CommandBody, IDENTITIES_PER_COMMAND_MAX, IdentityRecord, Outcome, Revocation, TokenId,
+    TokenRecord, TokenRole,
+};
+use p2p_common::grants::Grants;
 use p2p_common::member::Member;
 use p2p_common::setting::Setting;
 use p2p_common::{Epoch, ErrorCode, NodeKind, RecoveryId, UnixMs};
 use prost::Message;
 
 use super::{
-    ConvertError, addresses, id_of, key_hash, member_from, member_to, name, parse, request_id, required,
-    sha256,
+    ConvertError, addresses, bounded, grants_from, grants_to, id_of, key_hash, member_from, member_to, name,
+    parse, reason, request_id, required, sha256,
 };
 use crate::v1;
 
@@ -40,6 +44,40 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             })
         }
         CommandBody::RemoveMember(id) => Body::RemoveMember(id.to_string()),
+        CommandBody::Revoke { id, key_hash, reason, now } => Body::Revoke(v1::StoredRevoke {
+            id: id.to_string(),
+            key_hash: key_hash.map(|key| key.0.to_vec()).unwrap_or_default().into(),
+            reason: reason.clone(),
+            now_unix_ms: now.0,
+        }),
+        CommandBody::ResetIdentity { id, now } => {
+            Body::ResetIdentity(v1::StoredReset { id: id.to_string(), now_unix_ms: now.0 })
+        }
+        CommandBody::ChangeGrants { id, grants } => {
+            Body::ChangeGrants(v1::StoredChangeGrants { id: id.to_string(), grants: Some(grants_to(grants)) })
+        }
+        CommandBody::SeeIdentities { ids, now } => Body::SeeIdentities(v1::StoredSee {
+            ids: ids.iter().map(ToString::to_string).collect(),
+            now_unix_ms: now.0,
+        }),
+        CommandBody::ForgetIdentities(ids) => Body::ForgetIdentities(v1::StoredForget {
+            identities: ids
+                .iter()
+                .map(|(id, seen_at)| v1::StoredSeen { id: id.to_string(), seen_at_unix_ms: seen_at.0 })
+                .collect(),
+        }),
+        CommandBody::BindIdentity { id, name, key_hash, grants, now } => Body::BindIdentity(v1::StoredBind {
+            id: id.to_string(),
+            name: name.clone(),
+            key_hash: key_hash.0.to_vec().into(),
+            grants: Some(grants_to(grants)),
+            now_unix_ms: now.0,
+        }),
+        CommandBody::ChangeTrust { bundle, signer, expected } => Body::ChangeTrust(v1::StoredChangeTrust {
+            bundle: bundle.iter().map(|der| der.clone().into()).collect(),
+            signer: u32::try_from(*signer).unwrap_or(u32::MAX),
+            expected: *expected,
+        }),
         CommandBody::ChangeSetting { name, value, expected } => {
             Body::ChangeSetting(v1::StoredChangeSetting {
                 name: name.to_string(),
@@ -78,6 +116,45 @@ pub fn decode_command(bytes: &[u8]) -> Result<Command, ConvertError> {
             new_log: member.new_log,
         },
         Body::RemoveMember(id) => CommandBody::RemoveMember(id_of(NodeKind::Server, &id, "id")?),
+        Body::Revoke(revoke) => CommandBody::Revoke {
+            id: parse(&revoke.id, "id")?,
+            key_hash: match revoke.key_hash.is_empty() {
+                true => None,
+                false => Some(key_hash(&revoke.key_hash)?),
+            },
+            reason: reason(&revoke.reason)?,
+            now: UnixMs(revoke.now_unix_ms),
+        },
+        Body::ResetIdentity(reset) => {
+            CommandBody::ResetIdentity { id: parse(&reset.id, "id")?, now: UnixMs(reset.now_unix_ms) }
+        }
+        Body::ChangeGrants(change) => CommandBody::ChangeGrants {
+            id: parse(&change.id, "id")?,
+            grants: grants_from(required(change.grants, "grants")?)?,
+        },
+        Body::SeeIdentities(see) => {
+            bounded(see.ids.len(), IDENTITIES_PER_COMMAND_MAX, "ids")?;
+            let ids = see.ids.iter().map(|id| parse(id, "ids")).collect::<Result<_, _>>()?;
+            CommandBody::SeeIdentities { ids, now: UnixMs(see.now_unix_ms) }
+        }
+        Body::ForgetIdentities(forget) => {
+            bounded(forget.identities.len(), IDENTITIES_PER_COMMAND_MAX, "identities")?;
+            let seen = |seen: &v1::StoredSeen| Ok((parse(&seen.id, "id")?, UnixMs(seen.seen_at_unix_ms)));
+            let identities = forget.identities.iter().map(seen).collect::<Result<_, ConvertError>>()?;
+            CommandBody::ForgetIdentities(identities)
+        }
+        Body::BindIdentity(bind) => CommandBody::BindIdentity {
+            id: parse(&bind.id, "id")?,
+            name: name(&bind.name, "name")?,
+            key_hash: key_hash(&bind.key_hash)?,
+            grants: grants_from(required(bind.grants, "grants")?)?,
+            now: UnixMs(bind.now_unix_ms),
+        },
+        Body::ChangeTrust(change) => CommandBody::ChangeTrust {
+            bundle: change.bundle.iter().map(|der| der.to_vec()).collect(),
+            signer: change.signer as usize,
+            expected: change.expected,
+        },
         Body::ChangeSetting(change) => CommandBody::ChangeSetting {
             name: parse(&change.name, "name")?,
             value: change.value,
@@ -117,6 +194,10 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
                 name: identity.name.clone(),
                 key_hash: identity.key_hash.0.to_vec().into(),
                 enrolled_at_unix_ms: identity.enrolled_at.0,
+                grants: stored_grants(&identity.grants),
+                ephemeral: identity.ephemeral,
+                seen_at_unix_ms: identity.seen_at.0,
+                revoked: identity.revoked,
             })
             .collect(),
         tokens: state.tokens.values().map(token_to).collect(),
@@ -139,6 +220,21 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
             })
             .collect(),
         settings_revision: state.settings_revision,
+        revocations: state
+            .revocations
+            .values()
+            .map(|revocation| v1::StoredRevocation {
+                number: revocation.number,
+                id: revocation.id.to_string(),
+                key_hash: revocation.key_hash.0.to_vec().into(),
+                name: revocation.name.clone(),
+                reason: revocation.reason.clone(),
+                revoked_at_unix_ms: revocation.revoked_at.0,
+            })
+            .collect(),
+        revocations_version: state.revocations_version,
+        signer: u32::try_from(state.signer).unwrap_or(u32::MAX),
+        trust_version: state.trust_version,
     }
     .encode_to_vec()
 }
@@ -158,6 +254,23 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState, ConvertError> {
     state.next_raft_id = stored.next_raft_id;
     state.recovery_id = recovery_id(&stored.recovery_id)?;
     state.settings_revision = stored.settings_revision;
+    state.revocations_version = stored.revocations_version;
+    state.signer = stored.signer as usize;
+    if state.signer >= state.trust_bundle.len().max(1) {
+        return Err(ConvertError::new("signer", "no CA of the trust bundle signs"));
+    }
+    state.trust_version = stored.trust_version;
+    for revoked in stored.revocations {
+        let revocation = Revocation {
+            number: revoked.number,
+            id: parse(&revoked.id, "revocations.id")?,
+            key_hash: key_hash(&revoked.key_hash)?,
+            name: name(&revoked.name, "revocations.name")?,
+            reason: reason(&revoked.reason)?,
+            revoked_at: UnixMs(revoked.revoked_at_unix_ms),
+        };
+        state.revocations.insert(revocation.key_hash, revocation);
+    }
     for setting in stored.settings {
         let name = parse(&setting.name, "settings.name")?;
         state.settings.insert(name, Setting { value: setting.value, revision: setting.revision });
@@ -172,6 +285,10 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState, ConvertError> {
             name: name(&identity.name, "name")?,
             key_hash: key_hash(&identity.key_hash)?,
             enrolled_at: UnixMs(identity.enrolled_at_unix_ms),
+            grants: identity.grants.map_or(Ok(Grants::default()), grants_from)?,
+            ephemeral: identity.ephemeral,
+            seen_at: UnixMs(identity.seen_at_unix_ms),
+            revoked: identity.revoked,
         };
         state.identities.insert(identity.id, identity);
     }
@@ -222,6 +339,11 @@ fn decode<M: Message + Default>(bytes: &[u8], field: &'static str) -> Result<M, 
     M::decode(bytes).map_err(|e| ConvertError::new(field, e.to_string()))
 }
 
+/// Most have everybody's grants, which take no room.
+fn stored_grants(grants: &Grants) -> Option<v1::Grants> {
+    (*grants != Grants::default()).then(|| grants_to(grants))
+}
+
 fn token_to(token: &TokenRecord) -> v1::StoredToken {
     v1::StoredToken {
         id: token.id.0,
@@ -236,6 +358,9 @@ fn token_to(token: &TokenRecord) -> v1::StoredToken {
             .iter()
             .map(|(id, key)| v1::StoredTokenUse { id: id.to_string(), key_hash: key.0.to_vec().into() })
             .collect(),
+        bound_name: token.bound_name.clone().unwrap_or_default(),
+        grants: stored_grants(&token.grants),
+        ephemeral: token.ephemeral,
     }
 }
 
@@ -251,6 +376,12 @@ fn token_from(token: v1::StoredToken) -> Result<TokenRecord, ConvertError> {
             "" => None,
             text => Some(parse(text, "bound_id")?),
         },
+        bound_name: match token.bound_name.as_str() {
+            "" => None,
+            text => Some(name(text, "bound_name")?),
+        },
+        grants: token.grants.map_or(Ok(Grants::default()), grants_from)?,
+        ephemeral: token.ephemeral,
         used_by: token
             .used_by
             .iter()
@@ -292,6 +423,10 @@ mod tests {
     use proptest::prelude::*;
     use uuid::Uuid;
 
+    fn grants() -> Grants {
+        Grants { may_offer: "a,*.b".parse().unwrap(), ..Grants::default() }
+    }
+
     fn commands() -> Vec<Command> {
         let peer = NodeId::new(NodeKind::Peer, Uuid::from_u128(1));
         let server = NodeId::new(NodeKind::Server, Uuid::from_u128(2));
@@ -303,6 +438,9 @@ mod tests {
             expires_at: UnixMs(5),
             uses_left: 6,
             bound_id: Some(peer),
+            bound_name: Some("p".into()),
+            grants: grants(),
+            ephemeral: true,
             used_by: [(peer, KeyHash([7; 32]))].into_iter().collect(),
         };
         [
@@ -331,6 +469,25 @@ mod tests {
                 expected: Some(0),
             },
             CommandBody::ChangeSetting { name: SettingName::VoterReplaceAfter, value: None, expected: None },
+            CommandBody::Revoke { id: peer, key_hash: None, reason: "lost".into(), now: UnixMs(9) },
+            CommandBody::Revoke {
+                id: server,
+                key_hash: Some(KeyHash([8; 32])),
+                reason: String::new(),
+                now: UnixMs(9),
+            },
+            CommandBody::ResetIdentity { id: peer, now: UnixMs(9) },
+            CommandBody::ChangeGrants { id: peer, grants: Grants::default() },
+            CommandBody::SeeIdentities { ids: vec![peer, server], now: UnixMs(9) },
+            CommandBody::ForgetIdentities(vec![(peer, UnixMs(8))]),
+            CommandBody::BindIdentity {
+                id: peer,
+                name: "p".into(),
+                key_hash: KeyHash([8; 32]),
+                grants: grants(),
+                now: UnixMs(9),
+            },
+            CommandBody::ChangeTrust { bundle: vec![vec![1], vec![2]], signer: 1, expected: 3 },
         ]
         .into_iter()
         .enumerate()
@@ -354,7 +511,9 @@ mod tests {
                     state.tokens.insert(token.id, token);
                 }
                 CommandBody::Enrol { id, name, key_hash, now, .. } => {
-                    state.identities.insert(id, IdentityRecord { id, name, key_hash, enrolled_at: now });
+                    let bound = IdentityRecord::new(id, name, key_hash, now);
+                    let record = IdentityRecord { ephemeral: true, revoked: true, grants: grants(), ..bound };
+                    state.identities.insert(id, record);
                 }
                 CommandBody::UpsertMember { id, name, addresses, zone, key_hash, .. } => {
                     let member = Member { id, name, addresses, zone, raft_id: 1, key_hash };
@@ -364,7 +523,17 @@ mod tests {
                     let setting = Setting { value: value.unwrap_or_default(), revision: 7 };
                     state.settings.insert(name, setting);
                 }
-                CommandBody::RevokeToken(_) | CommandBody::RemoveMember(_) => {}
+                CommandBody::Revoke { id, key_hash, reason, now } => {
+                    let (number, name) = (state.revocations_version + 1, "p".to_owned());
+                    state.revocations_version = number;
+                    let key_hash = key_hash.unwrap_or(KeyHash([9; 32]));
+                    let revocation = Revocation { number, id, key_hash, name, reason, revoked_at: now };
+                    state.revocations.insert(key_hash, revocation);
+                }
+                CommandBody::ChangeTrust { bundle, signer, expected } => {
+                    (state.trust_bundle, state.signer, state.trust_version) = (bundle, signer, expected);
+                }
+                _ => {}
             }
         }
         state.members_version = 10;

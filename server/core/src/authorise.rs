@@ -193,6 +193,7 @@ fn same_bytes(a: &[u8; 32], b: &[u8; 32]) -> bool {
 mod tests {
     use super::*;
     use p2p_common::command::TokenRecord;
+    use p2p_common::grants::Grants;
     use p2p_common::shared::SharedSet;
     use p2p_common::{ClusterId, Epoch};
     use std::collections::BTreeSet;
@@ -280,6 +281,9 @@ mod tests {
                 expires_at,
                 uses_left,
                 bound_id: None,
+                bound_name: None,
+                grants: Grants::default(),
+                ephemeral: false,
                 used_by: SharedSet::new(),
             };
             state.tokens.insert(id, record);

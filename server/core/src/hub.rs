@@ -171,8 +171,9 @@ impl Hub {
         resume: Option<Position>,
         now: Now,
     ) -> Result<Opened, SessionRefused> {
-        check_identity(self.members.state(), arrival.id, arrival.key_hash)?;
-        let (row, replaced) = self.peers.open(arrival)?;
+        let identity = check_identity(self.members.state(), arrival.id, arrival.key_hash)?;
+        let grants = Arc::new(identity.grants.clone());
+        let (row, replaced) = self.peers.open(arrival, grants)?;
         let (session, entry) = (row.session, row.entry.clone());
         let peer = entry.id;
         if let Some(replaced) = replaced {

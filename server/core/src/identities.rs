@@ -19,6 +19,12 @@ pub enum IdentityRefused {
         /// The claimed Id.
         id: NodeId,
     },
+    /// The key opens nothing any more.
+    #[error("{id} is revoked: `p2p-server identity reset {id}` frees the Id for another key")]
+    Revoked {
+        /// The claimed Id.
+        id: NodeId,
+    },
     /// The Id belongs to another key.
     #[error(
         "{id} is bound to key {bound}, not to {shown}: start the node with the data directory that holds its key, or under another Id"
@@ -38,6 +44,7 @@ impl IdentityRefused {
     pub const fn code(&self) -> ErrorCode {
         match self {
             IdentityRefused::Unknown { .. } => ErrorCode::Unauthenticated,
+            IdentityRefused::Revoked { .. } => ErrorCode::Revoked,
             IdentityRefused::OtherKey { .. } => ErrorCode::IdTaken,
         }
     }
@@ -46,17 +53,21 @@ impl IdentityRefused {
 /// The identity of `id`, when `shown` is its key.
 ///
 /// # Errors
-/// When the Id is not enrolled, or is bound to another key.
+/// When the key or the Id is revoked, the Id is not enrolled, or is bound to another key.
 pub fn check_identity(
     state: &ClusterState,
     id: NodeId,
     shown: KeyHash,
 ) -> Result<&IdentityRecord, IdentityRefused> {
+    if state.is_revoked(&shown) {
+        return Err(IdentityRefused::Revoked { id });
+    }
     match state.identities.get(&id) {
         None => Err(IdentityRefused::Unknown { id }),
         Some(record) if record.key_hash != shown => {
             Err(IdentityRefused::OtherKey { id, bound: record.key_hash, shown })
         }
+        Some(record) if record.revoked => Err(IdentityRefused::Revoked { id }),
         Some(record) => Ok(record),
     }
 }
@@ -64,6 +75,7 @@ pub fn check_identity(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use p2p_common::command::Revocation;
     use p2p_common::{ClusterId, Epoch, NodeKind, UnixMs};
     use uuid::Uuid;
 
@@ -74,11 +86,27 @@ mod tests {
         let mut state = ClusterState::new(ClusterId::new(Uuid::from_u128(9)), Epoch(0), Vec::new());
         let refused = check_identity(&state, id, key_hash).unwrap_err();
         assert_eq!(refused.code(), ErrorCode::Unauthenticated);
-        let record = IdentityRecord { id, name: "p".to_owned(), key_hash, enrolled_at: UnixMs(0) };
+        let record = IdentityRecord::new(id, "p".to_owned(), key_hash, UnixMs(0));
         state.identities.insert(id, record);
         assert_eq!(check_identity(&state, id, key_hash).map(|record| record.id), Ok(id));
         let refused = check_identity(&state, id, KeyHash([2; 32])).unwrap_err();
         assert_eq!(refused.code(), ErrorCode::IdTaken);
         assert!(refused.to_string().contains(&id.to_string()), "{refused}");
+        // Whosever it was, and also while the Id is bound to another key.
+        let name = String::new();
+        let revocation = Revocation {
+            number: 1,
+            id,
+            key_hash: KeyHash([2; 32]),
+            name,
+            reason: String::new(),
+            revoked_at: UnixMs(1),
+        };
+        state.revocations.insert(revocation.key_hash, revocation);
+        let refused = check_identity(&state, id, KeyHash([2; 32])).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Revoked);
+        assert!(check_identity(&state, id, key_hash).is_ok());
+        state.identities.get_mut(&id).unwrap().revoked = true;
+        assert_eq!(check_identity(&state, id, key_hash).unwrap_err(), IdentityRefused::Revoked { id });
     }
 }

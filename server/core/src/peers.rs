@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use p2p_common::grants::Grants;
 use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::{ErrorCode, Incarnation, KeyHash, NodeId, NodeKind, UnixMs};
 
@@ -111,11 +112,15 @@ impl PeerTable {
         PeerTable { rows: BTreeMap::new(), sessions: BTreeMap::new(), sessions_max, opened: 0 }
     }
 
-    /// Takes a Peer in. Gives its row and the session that it replaces.
+    /// Takes a Peer in, which may do what `grants` say. Gives its row and the session that it replaces.
     ///
     /// # Errors
     /// When it is no Peer, an older run, one too many, or says what it must not.
-    pub fn open(&mut self, arrival: Arrival) -> Result<(&PeerRow, Option<SessionId>), ArrivalRefused> {
+    pub fn open(
+        &mut self,
+        arrival: Arrival,
+        grants: Arc<Grants>,
+    ) -> Result<(&PeerRow, Option<SessionId>), ArrivalRefused> {
         let Arrival { id, incarnation, key_hash, seen_from, report, since } = arrival;
         if id.kind() != NodeKind::Peer {
             return Err(ArrivalRefused::NotAPeer { id });
@@ -134,7 +139,7 @@ impl PeerTable {
         }
         self.opened += 1;
         let session = SessionId(self.opened);
-        let entry = Arc::new(PeerEntry { id, incarnation, key_hash, report });
+        let entry = Arc::new(PeerEntry { id, incarnation, key_hash, grants, report });
         self.sessions.insert(session, id);
         self.rows.insert(id, PeerRow { session, entry, seen_from, since });
         Ok((&self.rows[&id], replaced))
@@ -217,14 +222,17 @@ mod tests {
     #[test]
     fn one_session_per_id_and_newer_ones_win() {
         let mut table = PeerTable::new(2);
-        let (row, replaced) = table.open(arrival(1, 5, 1)).unwrap();
+        let (row, replaced) = table.open(arrival(1, 5, 1), Arc::default()).unwrap();
         let first = row.session;
         assert_eq!(replaced, None);
-        let (row, replaced) = table.open(arrival(1, 5, 2)).unwrap();
+        let (row, replaced) = table.open(arrival(1, 5, 2), Arc::default()).unwrap();
         let second = row.session;
         assert_eq!((replaced, second > first), (Some(first), true));
-        assert_eq!(table.open(arrival(1, 4, 9)).unwrap_err(), ArrivalRefused::OlderRun { id: peer(1) });
-        let (row, replaced) = table.open(arrival(1, 6, 1)).unwrap();
+        assert_eq!(
+            table.open(arrival(1, 4, 9), Arc::default()).unwrap_err(),
+            ArrivalRefused::OlderRun { id: peer(1) }
+        );
+        let (row, replaced) = table.open(arrival(1, 6, 1), Arc::default()).unwrap();
         let third = row.session;
         assert_eq!(replaced, Some(second));
         assert_eq!(table.close(second), None, "a late close of a replaced session touches nothing");
@@ -237,23 +245,23 @@ mod tests {
     #[test]
     fn sessions_are_bounded_but_a_peer_may_come_back() {
         let mut table = PeerTable::new(1);
-        table.open(arrival(1, 1, 1)).unwrap();
-        let refused = table.open(arrival(2, 1, 1)).unwrap_err();
+        table.open(arrival(1, 1, 1), Arc::default()).unwrap();
+        let refused = table.open(arrival(2, 1, 1), Arc::default()).unwrap_err();
         assert_eq!(refused, ArrivalRefused::Full { max: 1 });
         assert_eq!(refused.code(), ErrorCode::Exhausted);
-        table.open(arrival(1, 1, 2)).unwrap();
+        table.open(arrival(1, 1, 2), Arc::default()).unwrap();
     }
 
     #[test]
     fn servers_and_bad_reports_are_refused_and_change_nothing() {
         let mut table = PeerTable::new(2);
         let server = NodeId::new(NodeKind::Server, Uuid::from_u128(1));
-        let refused = table.open(Arrival { id: server, ..arrival(1, 1, 1) }).unwrap_err();
+        let refused = table.open(Arrival { id: server, ..arrival(1, 1, 1) }, Arc::default()).unwrap_err();
         assert_eq!(refused.code(), ErrorCode::Forbidden);
-        let session = table.open(arrival(1, 1, 1)).unwrap().0.session;
+        let session = table.open(arrival(1, 1, 1), Arc::default()).unwrap().0.session;
         let bad = PeerReport { name: "x".repeat(1_000), ..report(2) };
         let again = Arrival { report: bad.clone(), ..arrival(1, 1, 2) };
-        assert_eq!(table.open(again).unwrap_err().code(), ErrorCode::BadRequest);
+        assert_eq!(table.open(again, Arc::default()).unwrap_err().code(), ErrorCode::BadRequest);
         assert_eq!(table.report(session, bad).unwrap_err().code(), ErrorCode::BadRequest);
         assert_eq!(table.rows().next().unwrap().entry.report, report(1));
         assert_eq!(table.rows().next().unwrap().session, session);
@@ -262,7 +270,7 @@ mod tests {
     #[test]
     fn only_a_greater_seq_is_news() {
         let mut table = PeerTable::new(1);
-        let session = table.open(arrival(1, 1, 5)).unwrap().0.session;
+        let session = table.open(arrival(1, 1, 5), Arc::default()).unwrap().0.session;
         for seq in [0, 4, 5] {
             assert_eq!(table.report(session, report(seq)), Ok(None));
         }

@@ -103,7 +103,13 @@ mod tests {
 
     fn entry(n: u8, seq: u64, services: Vec<ServiceOffer>) -> Arc<PeerEntry> {
         let report = PeerReport { seq, name: format!("p{n}"), services, ..PeerReport::default() };
-        Arc::new(PeerEntry { id: peer(n), incarnation: run(), key_hash: KeyHash([n; 32]), report })
+        Arc::new(PeerEntry {
+            id: peer(n),
+            incarnation: run(),
+            key_hash: KeyHash([n; 32]),
+            grants: Arc::default(),
+            report,
+        })
     }
 
     fn offer(name: u8, visibility: Visibility) -> ServiceOffer {

@@ -48,6 +48,7 @@ fn filter(entry: &Arc<PeerEntry>, show: impl Fn(&ServiceOffer) -> Option<Service
         id: entry.id,
         incarnation: entry.incarnation,
         key_hash: entry.key_hash,
+        grants: entry.grants.clone(),
         report: PeerReport {
             seq: report.seq,
             name: report.name.clone(),
@@ -80,6 +81,7 @@ mod tests {
             id: peer(1),
             incarnation: Incarnation::new(Uuid::from_u128(1)),
             key_hash: KeyHash([1; 32]),
+            grants: Arc::default(),
             report: PeerReport {
                 services: visibilities.iter().map(offer).collect(),
                 ..PeerReport::default()

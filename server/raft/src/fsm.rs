@@ -2,15 +2,18 @@
 //!
 //! Nothing here reads a clock or draws a random number; whatever needs one was put into the command by its
 //! proposer. A command applies once: the outcomes of the last [`REQUESTS_REMEMBERED`] requests are part of the
-//! state, refusals too, so that a repeat gives the answer the first one gave. Source: SPEC I2, I3, C3, C7.
+//! state, refusals too, so that a repeat gives the answer the first one gave. Source: SPEC I2, I3, I6-I8, C3, C7.
+
+mod identities;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use p2p_common::ErrorCode;
 use p2p_common::addr::HostPort;
-use p2p_common::cluster_state::{ClusterState, IDENTITIES_MAX, REQUESTS_REMEMBERED, TOKENS_MAX};
-use p2p_common::command::{Command, CommandBody, IdentityRecord, Outcome, TokenId, TokenRecord, TokenRole};
+use p2p_common::cluster_state::{ClusterState, REQUESTS_REMEMBERED, TOKENS_MAX};
+use p2p_common::command::{Command, CommandBody, Outcome, TokenId, TokenRecord};
 use p2p_common::member::{MEMBERS_MAX, Member};
 use p2p_common::setting::{Setting, SettingName};
 use p2p_common::{KeyHash, NodeId, NodeKind, RequestId, UnixMs};
@@ -83,9 +86,22 @@ fn apply_body(state: &mut ClusterState, expiries: &mut Expiries, body: &CommandB
         CommandBody::CreateToken(record) => create_token(state, expiries, record),
         CommandBody::RevokeToken(id) => revoke_token(state, expiries, *id),
         CommandBody::Enrol { token_id, secret_hash, id, name, key_hash, now } => {
-            let shown =
-                Enrolment { token_id: *token_id, secret_hash, id: *id, key_hash: *key_hash, now: *now };
-            enrol(state, &shown, name)
+            let node = identities::Newcomer { id: *id, name, key_hash: *key_hash, now: *now };
+            identities::enrol(state, *token_id, secret_hash, &node)
+        }
+        CommandBody::BindIdentity { id, name, key_hash, grants, now } => {
+            let node = identities::Newcomer { id: *id, name, key_hash: *key_hash, now: *now };
+            identities::bind(state, &node, grants)
+        }
+        CommandBody::Revoke { id, key_hash, reason, now } => {
+            identities::revoke(state, *id, *key_hash, reason, *now)
+        }
+        CommandBody::ResetIdentity { id, now } => identities::reset(state, *id, *now),
+        CommandBody::ChangeGrants { id, grants } => identities::change_grants(state, *id, grants),
+        CommandBody::SeeIdentities { ids, now } => Ok(identities::see(state, ids, *now)),
+        CommandBody::ForgetIdentities(ids) => Ok(identities::forget(state, ids)),
+        CommandBody::ChangeTrust { bundle, signer, expected } => {
+            trust::change(state, bundle, *signer, *expected)
         }
         CommandBody::UpsertMember { id, name, addresses, zone, key_hash, new_log } => {
             let record =
@@ -133,73 +149,6 @@ fn revoke_token(state: &mut ClusterState, expiries: &mut Expiries, id: TokenId) 
     }
 }
 
-/// What a node shows to be enrolled.
-struct Enrolment<'a> {
-    token_id: TokenId,
-    secret_hash: &'a [u8; 32],
-    id: NodeId,
-    key_hash: KeyHash,
-    now: UnixMs,
-}
-
-fn enrol(state: &mut ClusterState, shown: &Enrolment<'_>, name: &str) -> Applying<Outcome> {
-    check_text("name", name)?;
-    let identity = state.identities.get(&shown.id);
-    let bound_here = identity.is_some_and(|identity| identity.key_hash == shown.key_hash);
-    let identities = state.identities.len();
-    // An unknown token and a wrong secret answer alike: the difference would help guessing.
-    let token = state.tokens.get(&shown.token_id).filter(|token| token.secret_hash == *shown.secret_hash);
-    let Some(token) = token else {
-        return refuse(ErrorCode::TokenUnknown, "no such token: was it mistyped or revoked?");
-    };
-    let wanted = match shown.id.kind() {
-        NodeKind::Server => TokenRole::Server,
-        NodeKind::Peer => TokenRole::Peer,
-    };
-    if token.role != wanted {
-        let message = format!("the token is for role {}, not {}", token.role.as_str(), wanted.as_str());
-        return refuse(ErrorCode::TokenRole, message);
-    }
-    if token.bound_id.is_some_and(|bound| bound != shown.id) {
-        return refuse(ErrorCode::TokenBound, format!("the token is for another Id than {}", shown.id));
-    }
-    let used_before = token.used_by.contains(&(shown.id, shown.key_hash));
-    if used_before && bound_here {
-        // The reply got lost: no use is spent, and time does not count.
-        return Ok(Outcome::Done);
-    }
-    if shown.now > token.expires_at {
-        return refuse(ErrorCode::TokenExpired, "the token has expired: create another");
-    }
-    if identity.is_some() && !bound_here {
-        let message = format!(
-            "{} is bound to another key: start the node with the data directory that holds its key, or under another Id",
-            shown.id
-        );
-        return refuse(ErrorCode::IdTaken, message);
-    }
-    if !used_before && token.uses_left == 0 {
-        return refuse(ErrorCode::TokenUsedUp, "the token has no uses left: create another");
-    }
-    if identity.is_none() && identities >= IDENTITIES_MAX {
-        return refuse(ErrorCode::Exhausted, format!("there are {IDENTITIES_MAX} identities already"));
-    }
-    if !used_before && let Some(token) = state.tokens.get_mut(&shown.token_id) {
-        token.uses_left -= 1;
-        token.used_by.insert((shown.id, shown.key_hash));
-    }
-    if !bound_here {
-        let record = IdentityRecord {
-            id: shown.id,
-            name: name.to_owned(),
-            key_hash: shown.key_hash,
-            enrolled_at: shown.now,
-        };
-        state.identities.insert(shown.id, record);
-    }
-    Ok(Outcome::Done)
-}
-
 /// A Server's record as it was proposed; the raft id is given here.
 struct MemberRecord<'a> {
     id: NodeId,
@@ -224,6 +173,9 @@ fn upsert_member(state: &mut ClusterState, record: &MemberRecord<'_>) -> Applyin
         None => return refuse(ErrorCode::Forbidden, format!("{} is not enrolled", record.id)),
         Some(identity) if identity.key_hash != record.key_hash => {
             return refuse(ErrorCode::IdTaken, format!("{} is bound to another key", record.id));
+        }
+        Some(identity) if identity.revoked => {
+            return refuse(ErrorCode::Revoked, format!("{} is revoked", record.id));
         }
         Some(_) => {}
     }

@@ -108,6 +108,6 @@ fn first_state(
     state.members.insert(id, member);
     state.members_version += 1;
     state.next_raft_id += 1;
-    state.identities.insert(id, IdentityRecord { id, name, key_hash, enrolled_at: now() });
+    state.identities.insert(id, IdentityRecord::new(id, name, key_hash, now()));
     Ok(state)
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt, stream};
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{CommandBody, Outcome, TokenId, TokenRecord, TokenRole};
+use p2p_common::grants::Grants;
 use p2p_common::setting::SettingName;
 use p2p_common::shared::SharedSet;
 use p2p_common::{ErrorCode, NodeId, NodeKind};
@@ -87,6 +88,9 @@ pub(crate) fn record(request: &v1::CreateTokenRequest) -> Result<TokenRecord, St
         expires_at: created_at.plus(ttl),
         uses_left: if enrols.is_some() { request.uses } else { 0 },
         bound_id,
+        bound_name: None,
+        grants: Grants::default(),
+        ephemeral: false,
         used_by: SharedSet::new(),
     })
 }

@@ -200,6 +200,7 @@ impl Iterator for Pieces {
 mod tests {
     use super::*;
     use p2p_common::command::{IdentityRecord, TokenId, TokenRecord, TokenRole};
+    use p2p_common::grants::Grants;
     use p2p_common::{ClusterId, Epoch, KeyHash, NodeKind};
     use proptest::prelude::*;
     use uuid::Uuid;
@@ -216,17 +217,15 @@ mod tests {
                 expires_at: UnixMs(2),
                 uses_left: 0,
                 bound_id: None,
+                bound_name: None,
+                grants: Grants::default(),
+                ephemeral: false,
                 used_by: p2p_common::shared::SharedSet::new(),
             },
         );
         for n in 0..identities {
             let id = NodeId::new(NodeKind::Peer, Uuid::from_u128(n));
-            let record = IdentityRecord {
-                id,
-                name: format!("p{n}"),
-                key_hash: KeyHash([9; 32]),
-                enrolled_at: UnixMs(5),
-            };
+            let record = IdentityRecord::new(id, format!("p{n}"), KeyHash([9; 32]), UnixMs(5));
             state.identities.insert(id, record);
         }
         let made_by = NodeId::new(NodeKind::Server, Uuid::from_u128(2));

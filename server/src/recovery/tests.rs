@@ -55,7 +55,7 @@ impl Home {
         let other = other();
         state.identities.insert(other.id, {
             let (name, key_hash) = (other.name.clone(), other.key_hash);
-            p2p_common::command::IdentityRecord { id: other.id, name, key_hash, enrolled_at: UnixMs(1) }
+            p2p_common::command::IdentityRecord::new(other.id, name, key_hash, UnixMs(1))
         });
         let snapshot = p2p_server_raft::founding_write(1, convert::encode_state(&state).into());
         let origin = crate::store::Origin::new(1, Epoch(1), None);

@@ -116,7 +116,8 @@ impl MeshLinks {
         });
         if !stale {
             let report = Arc::unwrap_or_clone(report);
-            let entry = PeerEntry { id: peer, incarnation, key_hash: known.key_hash, report };
+            let entry =
+                PeerEntry { id: peer, incarnation, key_hash: known.key_hash, grants: Arc::default(), report };
             let entry = match before.filter(|before| *before.entry == entry) {
                 Some(before) => before.entry.clone(),
                 None => Arc::new(entry),

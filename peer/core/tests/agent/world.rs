@@ -59,7 +59,13 @@ pub fn entry(n: u8, seq: u64, services: &[&str]) -> Arc<PeerEntry> {
         net: NetInfo { listen: None, candidates: vec![Candidate { kind: CandidateKind::Host, addr }] },
         services: services.iter().map(offer).collect(),
     };
-    Arc::new(PeerEntry { id: peer(n), incarnation: run(n.into()), key_hash: KeyHash([n; 32]), report })
+    Arc::new(PeerEntry {
+        id: peer(n),
+        incarnation: run(n.into()),
+        key_hash: KeyHash([n; 32]),
+        grants: Arc::default(),
+        report,
+    })
 }
 
 /// A Server at 10.0.0.`n`.

@@ -49,7 +49,13 @@ fn entry(n: u8, key: u8, names: &[&str]) -> Arc<PeerEntry> {
         services: names.iter().map(|name| offer(name, Visibility::Cluster)).collect(),
         ..PeerReport::default()
     };
-    Arc::new(PeerEntry { id: peer(n), incarnation: run(n.into()), key_hash: KeyHash([key; 32]), report })
+    Arc::new(PeerEntry {
+        id: peer(n),
+        incarnation: run(n.into()),
+        key_hash: KeyHash([key; 32]),
+        grants: Arc::default(),
+        report,
+    })
 }
 
 impl Solo {

@@ -226,6 +226,7 @@ impl Session for Rooms {
             id: hello.from,
             incarnation: hello.incarnation,
             key_hash: caller.key_hash,
+            grants: Arc::default(),
             report: convert::report_from(report).unwrap(),
         };
         let table = self.online.clone();

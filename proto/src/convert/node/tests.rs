@@ -10,6 +10,7 @@ fn entry() -> PeerEntry {
         id: peer,
         incarnation: Incarnation::new(Uuid::from_u128(8)),
         key_hash: KeyHash([3; 32]),
+        grants: Arc::new(Grants { may_offer: "a,*.b".parse().unwrap(), ..Grants::default() }),
         report: PeerReport {
             seq: 9,
             name: "shop".into(),

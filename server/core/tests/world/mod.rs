@@ -92,7 +92,7 @@ impl World {
         let mut state = ClusterState::new(ClusterId::new(Uuid::from_u128(1)), Epoch(0), Vec::new());
         for n in 1..=250 {
             let id = peer(n);
-            let record = IdentityRecord { id, name: String::new(), key_hash: key(n), enrolled_at: UnixMs(0) };
+            let record = IdentityRecord::new(id, String::new(), key(n), UnixMs(0));
             state.identities.insert(id, record);
         }
         World {
@@ -202,7 +202,7 @@ impl World {
 
     pub fn enrol(&mut self, n: u128) {
         let (id, key_hash) = (peer(n), key(n));
-        let record = IdentityRecord { id, name: String::new(), key_hash, enrolled_at: UnixMs(0) };
+        let record = IdentityRecord::new(id, String::new(), key_hash, UnixMs(0));
         self.state.identities.insert(id, record);
         self.publish_state();
     }

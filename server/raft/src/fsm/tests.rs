@@ -1,6 +1,9 @@
 //! Each command's rules, and what is shared and remembered.
 
 use super::*;
+use p2p_common::cluster_state::IDENTITIES_MAX;
+use p2p_common::command::{IdentityRecord, TokenRole};
+use p2p_common::grants::Grants;
 use p2p_common::shared::SharedSet;
 use p2p_common::{ClusterId, Epoch};
 use std::time::Duration;
@@ -34,6 +37,9 @@ fn token(uses_left: u32) -> CommandBody {
         expires_at: UnixMs(100),
         uses_left,
         bound_id: None,
+        bound_name: None,
+        grants: Grants::default(),
+        ephemeral: false,
         used_by: SharedSet::new(),
     })
 }
@@ -263,7 +269,7 @@ fn of_size(identities: usize, tokens: usize) -> ClusterState {
     state.tokens.insert(TOKEN, TokenRecord { expires_at: UnixMs(100_000), ..record });
     for n in 0..identities as u128 {
         let (id, key_hash) = (server(1_000_000 + n), key(1));
-        let record = IdentityRecord { id, name: format!("s{n}"), key_hash, enrolled_at: UnixMs(1) };
+        let record = IdentityRecord::new(id, format!("s{n}"), key_hash, UnixMs(1));
         state.identities.insert(id, record);
         state.tokens.get_mut(&TOKEN).unwrap().used_by.insert((id, key_hash));
     }

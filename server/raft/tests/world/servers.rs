@@ -95,9 +95,7 @@ impl Servers {
         for name in names {
             let (id, key_hash) = (node_id(name), KeyHash([name; 32]));
             let enrolled_at = UnixMs(0);
-            state
-                .identities
-                .insert(id, IdentityRecord { id, name: format!("s{name}"), key_hash, enrolled_at });
+            state.identities.insert(id, IdentityRecord::new(id, format!("s{name}"), key_hash, enrolled_at));
         }
         let mut fsm = Fsm::new(state);
         let replace = CommandBody::ChangeSetting {

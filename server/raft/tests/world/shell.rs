@@ -1,6 +1,7 @@
 //! What a node's shell does with each output of its core, and where it may crash.
 
 use p2p_common::command::{Command, CommandBody, TokenId, TokenRecord, TokenRole};
+use p2p_common::grants::Grants;
 use p2p_common::member::RaftId;
 use p2p_common::shared::SharedSet;
 use p2p_common::{RequestId, UnixMs};
@@ -204,6 +205,9 @@ fn command(request: u64, body: Option<&CommandBody>) -> Command {
             created_at: UnixMs(0),
             uses_left: 0,
             bound_id: None,
+            bound_name: None,
+            grants: Grants::default(),
+            ephemeral: false,
             used_by: SharedSet::new(),
         })
     };

@@ -35,7 +35,13 @@ async fn a_setting_is_changed_by_who_saw_it_and_shown_to_all() {
         let reply = cluster.list_settings(v1::ListSettingsRequest { stale }).await.unwrap().into_inner();
         assert_eq!((reply.revision, reply.stale), (1, stale));
         let shown = reply.settings.iter().map(|s| (s.name.as_str(), s.value.as_str(), s.revision));
-        let expected = [("description", "the lab", 1), ("voter_replace_after", "60s", 0)];
+        let expected = [
+            ("certificate_renewal_grace", "2160h", 0),
+            ("description", "the lab", 1),
+            ("peer_certificate_lifetime", "168h", 0),
+            ("server_certificate_lifetime", "2160h", 0),
+            ("voter_replace_after", "60s", 0),
+        ];
         assert_eq!(shown.collect::<Vec<_>>(), expected);
     }
     let status = cluster.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();

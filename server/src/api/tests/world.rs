@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{Command, CommandBody, IdentityRecord, Outcome, TokenRecord, TokenRole};
+use p2p_common::grants::Grants;
 use p2p_common::member::Member;
 use p2p_common::shared::SharedSet;
 use p2p_common::{ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RequestId, UnixMs};
@@ -78,7 +79,7 @@ impl Node {
 
     fn record(&self) -> IdentityRecord {
         let (id, key_hash) = (self.id, self.key_hash);
-        IdentityRecord { id, name: id.to_string(), key_hash, enrolled_at: unix_now() }
+        IdentityRecord::new(id, id.to_string(), key_hash, unix_now())
     }
 
     fn member(&self, raft_id: u64, address: SocketAddr) -> Member {
@@ -343,6 +344,9 @@ pub fn record(token: &Token, expires_at: UnixMs) -> TokenRecord {
         expires_at,
         uses_left: 1,
         bound_id: None,
+        bound_name: None,
+        grants: Grants::default(),
+        ephemeral: false,
         used_by: SharedSet::new(),
     }
 }

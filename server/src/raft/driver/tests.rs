@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex};
 
 use bytes::Bytes;
 use p2p_common::command::{Command, CommandBody, TokenId, TokenRecord, TokenRole};
+use p2p_common::grants::Grants;
 use p2p_common::member::RaftId;
 use p2p_common::shared::SharedSet;
 use p2p_common::{ClusterId, Epoch, RequestId, UnixMs};
@@ -224,6 +225,9 @@ fn token(n: u64) -> Command {
             expires_at: UnixMs(u64::MAX),
             uses_left: 1,
             bound_id: None,
+            bound_name: None,
+            grants: Grants::default(),
+            ephemeral: false,
             used_by: SharedSet::new(),
         }),
     }
