@@ -1,11 +1,11 @@
 //! The operations port: `/healthz`, `/readyz` and `/metrics` over plain HTTP/1, meant for loopback or a
 //! trusted network.
 //!
-//! [`router`] has the three pages, a binary may add its own; [`serve`] bounds connections in number, in the
-//! time to send a request, and in life, so that nobody can hold the port by being slow.
+//! [`router`] has the three pages, a binary may add its own; [`serve`] bounds connections in number, with a share for
+//! each source, and requests in size and time, so that nobody can hold the port by being slow.
 
-use std::collections::VecDeque;
-use std::pin::pin;
+mod connection;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,29 +14,28 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, header};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
 use slog::{Logger, debug, warn};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub use connection::{
+    BODY_BYTES_MAX, BODY_TIMEOUT, HEAD_BYTES_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT, READER_TIMEOUT,
+};
+
+use crate::tcp::{SlotLimits, Slots};
 
 /// Where Prometheus looks unless it is told otherwise.
 pub const METRICS_PATH: &str = "/metrics";
 
-/// Connections at a time: scrapers, probes and some people. A further one takes the place of the oldest, so that
-/// silent clients keep nobody from asking.
-const CONNECTIONS_MAX: usize = 64;
-/// The time for a request's head, and for the next request on an idle connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The life of a connection, after which it ends with its request: a reader that takes nothing holds it no longer.
-const CONNECTION_LIFE: Duration = Duration::from_secs(60);
-/// What a request gets to finish at the end of its connection's life, or when the process stops.
-const GRACE: Duration = Duration::from_secs(2);
+/// Connections at a time: scrapers, probes, some people, clients of the registry. A further one takes the place of the
+/// one that is idle longest of the source that has most, so that silent clients keep nobody from asking.
+pub const CONNECTIONS_MAX: usize = 512;
+/// The share of one source of them.
+pub const CONNECTIONS_PER_SOURCE: usize = 128;
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// Whether the node does its work; published by its owner.
@@ -85,56 +84,36 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 
 /// Serves `router` until `stop`; requests under way get two seconds to finish.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, log: Logger) {
-    let (connections, mut open) = (TaskTracker::new(), VecDeque::<AbortHandle>::new());
+    let connections = TaskTracker::new();
+    let slots = Slots::new(SlotLimits {
+        slots_max: CONNECTIONS_MAX,
+        per_source: CONNECTIONS_PER_SOURCE,
+        // A request takes milliseconds, and who has just asked is idle for less time than who has not.
+        spared: Duration::ZERO,
+    });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
             Err(e) => {
                 warn!(log, "cannot accept connections"; "error" => %e);
                 tokio::time::sleep(ACCEPT_REST).await;
                 continue;
             }
         };
-        open.retain(|connection| !connection.is_finished());
-        if open.len() >= CONNECTIONS_MAX
-            && let Some(oldest) = open.pop_front()
-        {
-            debug!(log, "oldest connection closed for a new one"; "open" => CONNECTIONS_MAX);
-            oldest.abort();
-        }
+        let Ok(slot) = slots.take(remote.ip().into(), Instant::now()) else { continue };
         let (router, stop, log) = (router.clone(), stop.clone(), log.clone());
-        let connection = connections.spawn(async move {
-            if let Err(e) = serve_connection(stream, router, stop).await {
-                debug!(log, "connection failed"; "error" => %e);
+        connections.spawn(async move {
+            if let Err(e) = connection::serve(stream, router, slot, stop).await {
+                debug!(log, "connection failed"; "remote" => %remote, "error" => %e);
             }
         });
-        open.push_back(connection.abort_handle());
     }
     drop(listener);
     connections.close();
     // Each connection ends by itself within the grace; this waits for them.
-    let _ = tokio::time::timeout(GRACE * 2, connections.wait()).await;
-}
-
-async fn serve_connection(
-    stream: TcpStream,
-    router: Router,
-    stop: CancellationToken,
-) -> Result<(), hyper::Error> {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut connection = pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        () = stop.cancelled() => {}
-        () = tokio::time::sleep(CONNECTION_LIFE) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    tokio::time::timeout(GRACE, connection).await.unwrap_or(Ok(()))
+    let _ = tokio::time::timeout(connection::GRACE * 2, connections.wait()).await;
 }
