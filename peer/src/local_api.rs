@@ -17,6 +17,7 @@ use p2p_proto::v1::agent_server::{Agent, AgentServer};
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::{Clock, unix_now};
 use p2p_runtime::tcp::ListenError;
+use p2p_runtime::tls::Credentials;
 use slog::{Logger, warn};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -58,6 +59,8 @@ pub(crate) struct LocalApi {
     pub(crate) mailbox: mpsc::Sender<Input>,
     /// Who owns the own services.
     pub(crate) services: mpsc::Sender<health::Request>,
+    /// What this Peer shows, and the cluster clock.
+    pub(crate) credentials: Arc<Credentials>,
 }
 
 /// A socket that is listened on; the file goes with it.
@@ -171,6 +174,8 @@ impl Agent for LocalApi {
             forwards_total: status.forwards.total,
             mesh_links: status.mesh_links.into_iter().map(mesh_link_to).collect(),
             congestion_control: self.pool.congestion().map(ToString::to_string).unwrap_or_default(),
+            clock_behind_ms: self.credentials.clock().ahead_ms(),
+            certificate_expires_unix_ms: self.credentials.dates().not_after.0,
         }))
     }
 

@@ -220,6 +220,7 @@ impl Peer {
                 .map_err(|e| failed(&e))?,
             mailbox: mailbox.clone(),
             services: ask_services,
+            credentials: Arc::clone(&credentials),
         };
         info!(log, "peer started"; "node_id" => id, "name" => identity.name(), "listen" => %listen, "metrics" => %config.metrics,
             "cluster_id" => %cluster_id, "services" => config.services.len(),

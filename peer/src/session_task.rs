@@ -180,7 +180,7 @@ fn up_to(message: ToServer) -> v1::SessionUp {
         ToServer::Links(links) => {
             Message::Links(v1::LinkReport { links: links.iter().map(convert::link_to).collect() })
         }
-        ToServer::Heartbeat => Message::Heartbeat(v1::Heartbeat {}),
+        ToServer::Heartbeat => Message::Heartbeat(v1::Heartbeat::default()),
     };
     v1::SessionUp { message: Some(message) }
 }
@@ -200,7 +200,7 @@ pub(crate) fn down_from(message: v1::SessionDown) -> Result<Option<FromServer>, 
         },
         Message::Members(table) => FromServer::Members(members_from(Some(table))?),
         Message::Push(push) => FromServer::Push(convert::push_from(push)?),
-        Message::Heartbeat(v1::Heartbeat {}) => FromServer::Heartbeat,
+        Message::Heartbeat(v1::Heartbeat { .. }) => FromServer::Heartbeat,
         Message::End(end) => FromServer::End {
             code: ErrorCode::from_number(end.code),
             message: end.message.chars().take(512).collect(),
@@ -237,6 +237,7 @@ mod tests {
             hello: Some(convert::hello_to(&hello)),
             seen_from: "192.0.2.1:50000".into(),
             members: Some(v1::MemberTable::default()),
+            now_unix_ms: 0,
         };
         let down = |message| v1::SessionDown { message: Some(message) };
         let taken = down_from(down(session_down::Message::Welcome(welcome.clone()))).unwrap();

@@ -33,7 +33,7 @@ use p2p_common::{ErrorCode, RequestId};
 use p2p_proto::status::refuse;
 use p2p_proto::v1;
 use p2p_runtime::ca::ClusterCa;
-use p2p_runtime::clock::Clock;
+use p2p_runtime::clock::{Clock, ClusterClock};
 use p2p_server_core::METHODS;
 use slog::Logger;
 use tokio::sync::watch;
@@ -157,6 +157,11 @@ pub fn router(context: ApiContext, between_servers: Routes) -> Router<Stack<Gate
 }
 
 impl ApiContext {
+    /// By which tokens and certificates begin and end.
+    fn cluster_clock(&self) -> &ClusterClock {
+        self.myself.credentials.clock()
+    }
+
     /// Puts a command to raft and counts what became of it.
     async fn propose(&self, request_id: RequestId, body: CommandBody) -> Result<Outcome, Status> {
         self.propose_indexed(request_id, body).await.map(|(_, outcome)| outcome)

@@ -4,6 +4,7 @@ mod admission;
 mod api;
 mod audit;
 pub mod cli;
+mod cluster_clock;
 pub mod config;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -14,6 +15,7 @@ mod master_task;
 mod metrics;
 pub mod raft;
 pub mod recovery;
+mod renewal;
 mod server;
 pub mod store;
 pub mod transport;

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tonic::Code;
 
+use crate::cluster_clock::ClockAhead;
 use crate::raft::View;
 
 /// The counts of one Server's API. Cheap to copy: copies count together.
@@ -26,6 +27,8 @@ pub struct Metrics {
     calls: Family<CallLabels, Counter>,
     proposals: Family<ProposalLabels, Counter>,
     limited: Counter,
+    /// How far this host's clock is behind the cluster's; moved once a second.
+    pub clock_behind: ClockAhead,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,6 +66,11 @@ impl Metrics {
             "calls_limited",
             "Calls refused because their source made too many without credentials; also counted in calls",
             self.limited.clone(),
+        );
+        registry.register(
+            "clock_behind_seconds",
+            "This host's clock behind the cluster's, negative when ahead; moves once a second",
+            self.clock_behind.clone(),
         );
         registry.register_collector(Box::new(ViewCollector { view }));
     }

@@ -10,7 +10,7 @@ mod stop;
 mod upkeep;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use p2p_common::Incarnation;
@@ -40,6 +40,7 @@ use crate::admission::{Admitted, Applicant, admit};
 use crate::api::{self, ApiContext, PeeringApi, RaftApi};
 use crate::audit::{AUDIT_FILE, AuditLog};
 use crate::cli::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
+use crate::cluster_clock::ClockTask;
 use crate::config::ServerConfig;
 use crate::group::Group;
 use crate::http::discovery;
@@ -48,6 +49,7 @@ use crate::master_task::MasterTask;
 use crate::metrics::Metrics;
 use crate::raft::{DriverEnd, DriverParams, Mailbox, Proposer, spawn_driver};
 use crate::recovery::advice;
+use crate::renewal::RenewalTask;
 use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, RemotesParams, TransportMetrics};
 
 /// What is under way when a stop begins has so long: a few round trips, or the election of the next leader.
@@ -111,6 +113,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     // Its lock is held until this function ends: until nobody writes there any more.
     let dir = Arc::new(dir);
     let stop = CancellationToken::new();
+    let name = identity.name().to_owned();
     let (mailbox, transport_metrics) = (Mailbox::new(), TransportMetrics::default());
     let myself = Myself {
         id: identity.id(),
@@ -140,6 +143,10 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         logger: log.new(o!("room" => "raft")),
     })
     .map_err(|refused| Exit::needs_operator(format!("{refused}. {}", advice(&config.data))))?;
+    // Every key the replicated state binds is known here, without a copy of it.
+    let pinning = driver.view.clone();
+    credentials.set_pins(move |id, key_hash| pinning.borrow().is_bound(id, key_hash));
+    credentials.set_log(log.new(o!("room" => "trust")));
     let (title_tx, title) = watch::channel(None);
     let proposer = Proposer::new(mailbox.clone(), driver.view.clone(), title, remotes.clone());
     let group =
@@ -169,7 +176,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     let record = upkeep::Record {
         id: identity.id(),
         name: identity.name().to_owned(),
-        addresses,
+        addresses: addresses.clone(),
         zone: config.zone.clone(),
     };
     tasks.spawn(upkeep::keep_record(record, proposer.clone(), stop.clone(), log.clone()));
@@ -181,6 +188,15 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     ));
     let metrics = Metrics::default();
     metrics.register(&mut registry, driver.view.clone());
+    let cluster_clock = ClockTask {
+        clock: credentials.clock().clone(),
+        view: driver.view.clone(),
+        reach: remotes.reach(),
+        ahead: metrics.clock_behind.clone(),
+        stop: stop.clone(),
+        log: log.clone(),
+    };
+    tasks.spawn(cluster_clock.run());
     let hub = spawn_hub(HubParams {
         config: HubConfig::new(incarnation),
         view: driver.view.clone(),
@@ -207,7 +223,8 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop: stop.clone(),
         log: log.new(o!("room" => "api")),
     };
-    let peering = PeeringApi::new(myself, proposer.clone(), group.clone(), ca_rx.clone(), log.clone());
+    let peering =
+        PeeringApi::new(myself.clone(), proposer.clone(), group.clone(), ca_rx.clone(), log.clone());
     let raft = RaftApi::new(
         remotes.clone(),
         driver.view.clone(),
@@ -248,6 +265,19 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         log: log.clone(),
     };
     tasks.spawn(ca_key.fetch(ca_tx, stop.clone()));
+    let renewal = RenewalTask {
+        dir: Arc::clone(&dir),
+        identity: Arc::new(Mutex::new(identity)),
+        credentials: myself.credentials,
+        addresses,
+        ca: ca_rx,
+        proposer: proposer.clone(),
+        remotes: remotes.clone(),
+        clock,
+        stop: stop.clone(),
+        log: log.new(o!("room" => "renewal")),
+    };
+    tasks.spawn(renewal.run());
     tasks.close();
     info!(log, "serving"; "api" => %listen, "ops" => %config.ops, "registry" => %config.registry);
     if is_new {
@@ -295,7 +325,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
             ready_tx.send_replace(Readiness::NotReady(vec!["this server has left its cluster".to_owned()]));
             println!(
                 "{} has left its cluster. Its data directory is of no more use: to join again, start with an empty one",
-                identity.name()
+                name
             );
         }
     }

@@ -30,7 +30,7 @@ pub const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 /// From 1970 to the end of 9999, which says that there is no end (RFC 5280, 4.1.2.5).
 pub(crate) const MESH_LIFETIME: Duration = Duration::from_secs(253_402_300_799);
 /// A certificate starts this far back, for clocks that are behind the signer's (SPEC I5).
-const BACKDATED: Duration = Duration::from_secs(3600);
+pub(crate) const BACKDATED: Duration = Duration::from_secs(3600);
 const KEY_FILE: &str = "ca-key.pem";
 
 /// Why the CA cannot be used or does not sign.

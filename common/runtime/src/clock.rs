@@ -16,13 +16,12 @@
 //!
 //! Time-outs have nothing to do with it; they go by the monotonic clock.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use p2p_common::{Now, UnixMs};
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
+use tokio::sync::watch;
 
 /// What a clock shows at its start: 100 years, so that what began before it, another process say, has its place too.
 const AT_START: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -79,8 +78,7 @@ impl ClockBase {
     /// Of a clock that shows `unix` now.
     pub fn told(unix: UnixMs) -> Self {
         let unix = i64::try_from(unix.0).unwrap_or(i64::MAX);
-        // The greatest is kept for none.
-        ClockBase(unix.saturating_sub(host_uptime_ms()).min(NO_BASE - 1))
+        ClockBase(unix.saturating_sub(host_uptime_ms()))
     }
 
     /// How far it is ahead of `other` in ms.
@@ -96,57 +94,64 @@ pub fn median(mut clocks: Vec<ClockBase>) -> Option<ClockBase> {
     clocks.get(clocks.len() / 2).copied()
 }
 
-const NO_BASE: i64 = i64::MAX;
-
 /// The time the cluster agrees on. Copies agree with each other: one per process.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ClusterClock {
-    base: Arc<AtomicI64>,
-}
-
-impl Default for ClusterClock {
-    fn default() -> Self {
-        ClusterClock { base: Arc::new(AtomicI64::new(NO_BASE)) }
-    }
+    base: watch::Sender<Option<ClockBase>>,
 }
 
 impl ClusterClock {
     /// From now on it goes by `base`; by this host's wall clock with `None`.
     pub fn set(&self, base: Option<ClockBase>) {
-        self.base.store(base.map_or(NO_BASE, |base| base.0), Ordering::Relaxed);
+        self.base.send_if_modified(|now| std::mem::replace(now, base) != base);
     }
 
     /// Whether others were heard of.
     pub fn is_set(&self) -> bool {
-        self.base.load(Ordering::Relaxed) != NO_BASE
+        self.base.borrow().is_some()
+    }
+
+    /// Waits until others were heard of. Cancel safe.
+    pub async fn heard(&self) {
+        // The sender is ours.
+        let _ = self.base.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Now.
     pub fn now(&self) -> UnixMs {
-        match self.base.load(Ordering::Relaxed) {
-            NO_BASE => unix_now(),
-            base => UnixMs(u64::try_from(base.saturating_add(host_uptime_ms())).unwrap_or(0)),
+        match *self.base.borrow() {
+            None => unix_now(),
+            Some(ClockBase(base)) => {
+                UnixMs(u64::try_from(base.saturating_add(host_uptime_ms())).unwrap_or(0))
+            }
         }
     }
 
     /// How far it is ahead of this host's wall clock, in ms.
     pub fn ahead_ms(&self) -> i64 {
-        match self.base.load(Ordering::Relaxed) {
-            NO_BASE => 0,
-            base => ClockBase(base).ahead_ms(ClockBase::own()),
-        }
+        self.base.borrow().map_or(0, |base| base.ahead_ms(ClockBase::own()))
     }
 
     /// What people are told when this host's clock is off by more than [`CLOCK_OFF`].
     pub fn complaint(&self) -> Option<String> {
-        let ahead_ms = self.ahead_ms();
-        if u128::from(ahead_ms.unsigned_abs()) <= CLOCK_OFF.as_millis() {
-            return None;
-        }
-        let off = Duration::from_secs(ahead_ms.unsigned_abs() / 1_000);
-        let side = if ahead_ms > 0 { "behind" } else { "ahead of" };
-        Some(format!("this host's clock is {} s {side} the cluster's: set it", off.as_secs()))
+        clock_complaint(self.ahead_ms())
     }
+}
+
+/// What people are told of a host whose clock is so far behind the cluster's: nothing below [`CLOCK_OFF`].
+pub fn clock_complaint(behind_ms: i64) -> Option<String> {
+    let off_ms = behind_ms.unsigned_abs();
+    let side = if behind_ms > 0 { "behind" } else { "ahead of" };
+    let is_off = u128::from(off_ms) > CLOCK_OFF.as_millis();
+    is_off.then(|| format!("its host's clock is {} s {side} the cluster's: set it", off_ms / 1_000))
+}
+
+/// A point in time for people: RFC 3339, or `never` for one that no calendar has.
+pub fn time_text(at: UnixMs) -> String {
+    let time =
+        i64::try_from(at.secs()).ok().and_then(|secs| time::OffsetDateTime::from_unix_timestamp(secs).ok());
+    let text = time.and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok());
+    text.unwrap_or_else(|| "never".to_owned())
 }
 
 impl TimeProvider for ClusterClock {
@@ -201,7 +206,7 @@ mod tests {
         // Both see the same two, and choose the same.
         assert_eq!(of(&[-1_000, 5]), Some(5));
         assert_eq!(of(&[5, -1_000]), Some(5));
-        for odd in [i64::MIN, -3_600_000, 3_600_000, i64::MAX - 1] {
+        for odd in [i64::MIN, -3_600_000, 3_600_000, i64::MAX] {
             assert_eq!(of(&[10, odd, 10]), Some(10));
             assert_eq!(of(&[10, 11, odd, 12, 13]).map(|base| (11..=12).contains(&base)), Some(true));
         }

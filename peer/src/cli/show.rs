@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
-use p2p_common::NodeId;
+use p2p_common::{NodeId, UnixMs};
 use p2p_proto::v1;
 use p2p_proto::v1::agent_client::AgentClient;
+use p2p_runtime::clock::{clock_complaint, time_text};
 use p2p_runtime::columns::columns;
 use p2p_runtime::exit::Exit;
 use serde::Serialize;
@@ -124,6 +125,8 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
             "services": services.collect::<Vec<_>>(), "peers": status.peers,
             "forwards_active": status.forwards_active, "forwards_total": status.forwards_total,
             "congestion_control": status.congestion_control,
+            "clock_behind_ms": status.clock_behind_ms,
+            "certificate_expires_unix_ms": status.certificate_expires_unix_ms,
         }));
     }
     let uptime = Duration::from_secs(status.uptime_ms / 1000);
@@ -140,8 +143,12 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
         ("forwards", format!("{} now, {} since the start", status.forwards_active, status.forwards_total)),
         ("tunnels run on", dash(status.congestion_control)),
         ("running for", format!("{uptime:?}")),
+        ("certificate", format!("expires {}", time_text(UnixMs(status.certificate_expires_unix_ms)))),
         ("version", status.version),
-    ] {
+    ]
+    .into_iter()
+    .chain(clock_complaint(status.clock_behind_ms).map(|complaint| ("clock", complaint)))
+    {
         text.push_str(&format!("{key:<15} {}\n", value.replace(char::is_control, "?")));
     }
     let rows: Vec<_> = status

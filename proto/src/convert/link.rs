@@ -75,7 +75,7 @@ pub fn link_message_to(message: &LinkMessage) -> v1::LinkMessage {
             Wire::Refused(v1::LinkRefused { code: code.number(), message })
         }
         LinkMessage::Sync(list) => Wire::Sync(list_to(list)),
-        LinkMessage::Heartbeat => Wire::Heartbeat(v1::Heartbeat {}),
+        LinkMessage::Heartbeat => Wire::Heartbeat(v1::Heartbeat::default()),
         LinkMessage::OpenTunnels { count } => Wire::OpenTunnels(v1::LinkOpenTunnels { count: *count }),
     };
     v1::LinkMessage { message: Some(message) }
@@ -95,7 +95,7 @@ pub fn link_message_from(message: v1::LinkMessage) -> Result<LinkMessage, Conver
             LinkMessage::Refused { code: ErrorCode::from_number(code), text: message }
         }
         Wire::Sync(list) => LinkMessage::Sync(list_from(list)?),
-        Wire::Heartbeat(v1::Heartbeat {}) => LinkMessage::Heartbeat,
+        Wire::Heartbeat(v1::Heartbeat { .. }) => LinkMessage::Heartbeat,
         Wire::OpenTunnels(v1::LinkOpenTunnels { count }) => {
             bounded(count as usize, TUNNELS_ASKED_MAX as usize, "count")?;
             LinkMessage::OpenTunnels { count }

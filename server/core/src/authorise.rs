@@ -46,12 +46,13 @@ use CallerKind::{Anonymous, Operator, Peer, Reader, Server};
 const KNOWN: &[CallerKind] = &[Peer, Server, Reader, Operator];
 /// Health tells nothing but "serving", and load balancers have no credentials.
 const ANYONE: &[CallerKind] = &[Anonymous, Peer, Server, Reader, Operator];
-/// A node enrols before it has a certificate, and again when it lost or renews it.
+/// A node enrols before it has a certificate, and again when it lost it.
 const ENROLLING: &[CallerKind] = &[Anonymous, Peer, Server];
 
 /// Every method of the API port and who may call it.
 pub const METHODS: &[(&str, &[CallerKind])] = &[
     ("/p2p.v1.Enroll/Enroll", ENROLLING),
+    ("/p2p.v1.Enroll/Renew", &[Peer, Server]),
     ("/p2p.v1.Session/Attach", &[Peer]),
     ("/p2p.v1.Cluster/GetMaster", KNOWN),
     ("/p2p.v1.Cluster/WatchMaster", KNOWN),
@@ -234,7 +235,8 @@ mod tests {
     fn the_matrix_is_as_agreed() {
         // Per service: anonymous, peer, server, reader, operator.
         let agreed = [
-            ("/p2p.v1.Enroll/", [true, true, true, false, false]),
+            ("/p2p.v1.Enroll/Enroll", [true, true, true, false, false]),
+            ("/p2p.v1.Enroll/Renew", [false, true, true, false, false]),
             ("/p2p.v1.Session/", [false, true, false, false, false]),
             ("/p2p.v1.Cluster/", [false, true, true, true, true]),
             ("/p2p.v1.Operator/", [false, false, false, false, true]),

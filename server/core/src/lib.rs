@@ -12,7 +12,7 @@
 //! | `visibility` | which services somebody may see |
 //! | `heartbeat` | when a sign of life is due, and who is offline |
 //! | `authorise` | who may call which method; what a bearer token opens |
-//! | `identities` | whether a node is who its certificate says |
+//! | `identities` | whether a node is who its certificate says, and gets another certificate |
 //! | `master` | who is Master, as this Server may say it |
 //! | `autopilot` | which change of the raft group is due |
 //!
@@ -37,7 +37,7 @@ pub use autopilot::{
 };
 pub use heartbeat::{HEARTBEAT, Heartbeats, SILENCE};
 pub use hub::{Down, Hub, HubConfig, Opened, Output, PeerListing, SessionRefused, TICK};
-pub use identities::{IdentityRefused, check_identity};
+pub use identities::{IdentityRefused, Renewal, RenewalRefused, check_identity, check_renewal};
 pub use links::{LINKS_MAX, LinkReports, LinksRefused};
 pub use master::{MasterSight, MasterTracker, RaftSight};
 pub use members::MemberNews;

@@ -8,10 +8,12 @@
 //!
 //! Who does not answer, or has no quorum, is asked again for as long as it takes; a refusal for good ends it.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::time::Duration;
 
 use p2p_common::addr::HostPort;
+use p2p_common::member::Member;
 use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{ClusterId, Epoch, ErrorCode, NodeKind};
 use p2p_proto::status::code_of;
@@ -74,13 +76,15 @@ pub(super) async fn join(
     }
     let give_up = applicant.config.bootstrap && identity.enrolment().is_none();
     let give_up = give_up.then(|| tokio::time::Instant::now() + BOOTSTRAP_AFTER);
+    let mut members = Vec::new();
     if identity.enrolment().is_none() {
         let token = applicant.config.token.as_ref();
         let token = token.ok_or_else(|| Exit::usage("joining needs --token"))?;
         let enrolment = persist(applicant, "enrolment", &introducers, give_up, async |introducer| {
             enrol(applicant, identity, token, introducer).await
         });
-        let Some((enrolment, epoch)) = enrolment.await? else { return Ok(Joined::NobodyThere) };
+        let Some((enrolment, epoch, known)) = enrolment.await? else { return Ok(Joined::NobodyThere) };
+        members = known;
         // Before the enrolment: an enrolled node knows its epoch.
         identity.keep_epoch(applicant.dir, epoch).map_err(|e| Exit::failed(chain(&e)))?;
         identity.enrol(applicant.dir, enrolment).map_err(|e| Exit::failed(chain(&e)))?;
@@ -89,6 +93,9 @@ pub(super) async fn join(
     let enrolment = identity.enrolment().expect("it was just enrolled");
     let credentials = Credentials::new(identity, enrolment)
         .map_err(|e| Exit::failed(format!("the certificate cannot be used: {e}")))?;
+    // Whatever clocks say: those that the introducer vouched for are known by their keys.
+    let known: BTreeSet<_> = members.iter().map(|member: &Member| (member.id, member.key_hash)).collect();
+    credentials.set_pins(move |id, key_hash| known.contains(&(id, key_hash)));
     let connector = Connector::node(credentials, Expect::Kind(NodeKind::Server));
     let joining = match joining {
         Some(joining) => joining,
@@ -160,7 +167,7 @@ async fn enrol(
     identity: &NodeIdentity,
     token: &Token,
     introducer: &HostPort,
-) -> Result<(Enrolment, Epoch), Refused> {
+) -> Result<(Enrolment, Epoch, Vec<Member>), Refused> {
     let for_good = |e: &dyn std::fmt::Display| Refused::ForGood(FAILED, e.to_string());
     let connector = Connector::enrol(token).map_err(|e| for_good(&e))?;
     let connection = connect(&connector, introducer, &ChannelParams::default()).await.map_err(unreached)?;
@@ -183,7 +190,8 @@ async fn enrol(
     }
     let cluster_id = convert::parse(&reply.cluster_id, "cluster_id").map_err(|e| for_good(&e))?;
     let enrolment = Enrolment { cluster_id, certificate: reply.certificate.to_vec().into(), trust };
-    Ok((enrolment, Epoch(reply.epoch)))
+    let (_, members) = convert::member_table_from(reply.members).map_err(|e| for_good(&e))?;
+    Ok((enrolment, Epoch(reply.epoch), members))
 }
 
 async fn ask_to_join(

@@ -154,6 +154,8 @@ impl Cluster for ClusterApi {
             // A Server that needs its operator ends and says why; one that answers does not.
             needs_operator: String::new(),
             description: view.state.setting(SettingName::Description).to_owned(),
+            clock_behind_ms: self.context.cluster_clock().ahead_ms(),
+            certificate_expires_unix_ms: self.context.myself.credentials.dates().not_after.0,
         }))
     }
 

@@ -1,4 +1,4 @@
-//! Enrolment: a node with a join token gets its Id bound to its key, and a certificate that says so.
+//! Enrolment and renewal. A node with a join token gets its Id bound to its key, and a certificate that says so.
 //!
 //! ```text
 //! hello ─► CA here? ─► certificate made from the request, which proves the key ─► token known here?
@@ -8,7 +8,11 @@
 //! The certificate is made before raft is asked and leaves this Server only after raft agreed: so nothing that can
 //! fail comes after a use is spent, and a repeat costs nothing anyway. A token that is not known never reaches the
 //! log: anyone may call, and only holders of a token shall make a cluster write. Who may have what is decided by the
-//! state machine. Source: SPEC I2, I3.
+//! state machine.
+//!
+//! Renewal asks nobody: whoever holds the binding of Id and key here, and the CA key, signs. Dates are the cluster
+//! clock's; a Server that has not heard another clock yet waits a moment for one, since its own may be wrong.
+//! Source: SPEC I2, I3, I5.
 
 use std::sync::Arc;
 
@@ -16,12 +20,12 @@ use p2p_common::addr::HostPort;
 use p2p_common::command::{CommandBody, TokenId};
 use p2p_common::member::Member;
 use p2p_common::wire::{Expected, Hello};
-use p2p_common::{ErrorCode, NodeKind, RequestId};
+use p2p_common::{ErrorCode, NodeId, NodeKind, RequestId};
 use p2p_proto::status::{malformed, refuse};
 use p2p_proto::v1::enroll_server::Enroll;
 use p2p_proto::{convert, v1};
-use p2p_runtime::ca::{CaError, CertificateGrant};
-use p2p_runtime::clock::unix_now;
+use p2p_runtime::ca::{CaError, CertificateGrant, ClusterCa};
+use p2p_server_core::{Renewal, check_renewal};
 use sha2::{Digest, Sha256};
 use slog::info;
 use subtle::ConstantTimeEq;
@@ -54,6 +58,28 @@ impl EnrollApi {
             Expected { cluster_id, epoch: myself.epoch, recovery_id: None, me: myself.id, authenticated };
         claimed.check(&expected).map_err(|e| refuse(e.code(), e.to_string()))?;
         Ok(hello)
+    }
+
+    /// The CA with its key.
+    fn ca(&self) -> Result<Arc<ClusterCa>, Status> {
+        self.context.ca.borrow().clone().ok_or_else(|| {
+            refuse(
+                ErrorCode::Unavailable,
+                "this server does not hold the CA key yet: ask another one, or here in a moment",
+            )
+        })
+    }
+
+    /// What a certificate for `id` says, signed now.
+    async fn grant(&self, id: NodeId, addresses: &[String]) -> Result<CertificateGrant, Status> {
+        let names = if id.kind() == NodeKind::Server { names(addresses)? } else { Vec::new() };
+        let now = crate::renewal::signing_time(
+            self.context.cluster_clock(),
+            &self.context.clock,
+            &self.context.proposer,
+        )
+        .await;
+        Ok(CertificateGrant { names, ..crate::renewal::grant(&self.context.proposer.view().state, id, now) })
     }
 
     /// Whether the cluster has this token with this secret; a token just created may not have arrived here.
@@ -111,16 +137,8 @@ impl Enroll for EnrollApi {
         let hello = convert::hello_from(request.hello).map_err(|e| malformed(&e))?;
         let hello = self.check_hello(hello, &caller)?;
         let name = convert::name(&request.name, "name").map_err(|e| malformed(&e))?;
-        let ca = self.context.ca.borrow().clone().ok_or_else(|| {
-            refuse(
-                ErrorCode::Unavailable,
-                "this server does not hold the CA key yet: enrol at another one, or here in a moment",
-            )
-        })?;
-        let mut grant = CertificateGrant::new(hello.from, unix_now());
-        if hello.from.kind() == NodeKind::Server {
-            grant.names = names(&request.addresses)?;
-        }
+        let ca = self.ca()?;
+        let grant = self.grant(hello.from, &request.addresses).await?;
         let signed = ca.sign(&request.csr, &grant).map_err(|e| not_signed(&e))?;
 
         let token_id = TokenId(request.token_id);
@@ -145,6 +163,34 @@ impl Enroll for EnrollApi {
             cluster_id: view.state.cluster_id.to_string(),
             epoch: view.state.epoch.0,
             members: Some(convert::member_table_to(version, members)),
+        }))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewReply>, Status> {
+        let caller = Caller::of(&request)?;
+        let node = caller.node()?;
+        let request = request.into_inner();
+        let hello = convert::hello_from(request.hello).map_err(|e| malformed(&e))?;
+        self.check_hello(hello, &caller)?;
+        let ca = self.ca()?;
+        let grant = self.grant(node.node_id, &request.addresses).await?;
+        let signed = ca.sign(&request.csr, &grant).map_err(|e| not_signed(&e))?;
+        let shown = caller.certificate;
+        let renewal = Renewal {
+            id: node.node_id,
+            key_hash: node.key_hash,
+            chained: shown.is_some_and(|shown| shown.chained),
+            expired_for: shown.and_then(|shown| shown.dates.expired_for(grant.now)),
+            asked: signed.key_hash,
+        };
+        let view = self.context.proposer.view();
+        check_renewal(&view.state, &renewal, view.state.certificate_renewal_grace())
+            .map_err(|refused| refuse(refused.code(), refused.to_string()))?;
+        info!(self.context.log, "certificate renewed"; "id" => node.node_id, "remote" => %caller.remote,
+            "expired_for_s" => renewal.expired_for.map(|over| over.as_secs()));
+        Ok(Response::new(v1::RenewReply {
+            certificate: signed.certificate.to_vec().into(),
+            trust_bundle: view.state.trust_bundle.iter().map(|der| der.clone().into()).collect(),
         }))
     }
 }

@@ -4,6 +4,7 @@
 //! node face ──certificate──► Id and key against the replicated state ──► peer, server
 //! public face ──bearer token──► operator, reader        ──none──► anonymous
 //! then the role matrix; whatever it does not name is closed
+//! and to a Peer whose certificate is over everything but its renewal
 //! ```
 //!
 //! On the node face the certificate counts and a token is not looked at. On the public face calls without
@@ -24,10 +25,10 @@ use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request, Response};
 use p2p_common::{ErrorCode, NodeKind};
 use p2p_proto::status::{code_of, refuse, refuse_credentials};
-use p2p_runtime::clock::{Clock, unix_now};
+use p2p_runtime::clock::{Clock, ClusterClock};
 use p2p_runtime::grpc::CallerInfo;
 use p2p_runtime::identity::{PeerIdentity, Token};
-use p2p_runtime::tls::Face;
+use p2p_runtime::tls::{Face, ShownCertificate};
 use p2p_server_core::{CallerKind, check_call, check_identity, check_token};
 use slog::{Logger, debug};
 use tonic::body::Body;
@@ -50,6 +51,9 @@ const REPLICATION_PATIENCE: Duration = Duration::from_secs(1);
 /// Proves its caller by its message.
 const ENROLMENT: &str = "/p2p.v1.Enroll/Enroll";
 
+/// All that a Peer may ask for when its certificate is over.
+const RENEWAL: &str = "/p2p.v1.Enroll/Renew";
+
 /// Who makes a call; in the extensions of every request that passed the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Caller {
@@ -57,6 +61,8 @@ pub(super) struct Caller {
     pub kind: CallerKind,
     /// The node, on the node face.
     pub node: Option<PeerIdentity>,
+    /// What it showed, on the node face.
+    pub certificate: Option<ShownCertificate>,
     /// Where it comes from.
     pub remote: SocketAddr,
 }
@@ -89,6 +95,8 @@ struct Gate {
     local_operator: [u8; 32],
     limit: Mutex<RateLimit>,
     clock: Clock,
+    /// By which tokens and certificates end.
+    cluster_clock: ClusterClock,
     metrics: Metrics,
     audit: AuditLog,
     log: Logger,
@@ -101,6 +109,7 @@ impl Gate {
             local_operator: context.local_operator,
             limit: Mutex::new(RateLimit::new(context.clock.now())),
             clock: context.clock,
+            cluster_clock: context.cluster_clock().clone(),
             metrics: context.metrics.clone(),
             audit: context.audit.clone(),
             log: context.log.clone(),
@@ -136,7 +145,29 @@ impl Gate {
             self.count(info.remote.ip())?;
         }
         check_call(kind, method).map_err(|refused| refuse(refused.code(), refused.to_string()))?;
-        Ok(Caller { kind, node, remote: info.remote })
+        let certificate = info.certificate;
+        if kind == CallerKind::Peer && method != RENEWAL {
+            let node = node.map(|node| node.node_id.to_string()).unwrap_or_default();
+            self.check_certificate(&node, certificate)?;
+        }
+        Ok(Caller { kind, node, certificate, remote: info.remote })
+    }
+
+    /// A Peer whose certificate is over renews it before anything else; one whose dates lie ahead has been given them by
+    /// another clock, which is no fault of its. Servers are known by their keys alone, or none would come back (SPEC I5).
+    fn check_certificate(&self, node: &str, shown: Option<ShownCertificate>) -> Result<(), Status> {
+        let fault = match shown {
+            Some(ShownCertificate { chained: false, .. }) => {
+                "is of a CA this cluster does not have".to_owned()
+            }
+            Some(ShownCertificate { dates, .. }) => match dates.expired_for(self.cluster_clock.now()) {
+                Some(over) => format!("expired {} s ago", over.as_secs()),
+                None => return Ok(()),
+            },
+            None => "is not known".to_owned(),
+        };
+        let message = format!("the certificate of {node} {fault}: all it is good for is its renewal");
+        Err(refuse_credentials(ErrorCode::CertificateExpired, message))
     }
 
     async fn node(&self, identity: PeerIdentity) -> Result<CallerKind, Status> {
@@ -151,10 +182,7 @@ impl Gate {
                 || view.state.identities.contains_key(&identity.node_id)
         });
         let _ = tokio::time::timeout(REPLICATION_PATIENCE, known).await;
-        let view = self.proposer.view();
-        if view.has_member(identity.node_id, identity.key_hash)
-            || check_identity(&view.state, identity.node_id, identity.key_hash).is_ok()
-        {
+        if self.proposer.view().is_bound(identity.node_id, identity.key_hash) {
             return Ok(kind);
         }
         self.catch_up().await?;
@@ -201,7 +229,7 @@ impl Gate {
             let message = format!("the token is of cluster {theirs}, this server is in {ours}");
             return Err(refuse_credentials(ErrorCode::WrongCluster, message));
         }
-        check_token(&view.state, token.id(), &token.secret_hash(), unix_now())
+        check_token(&view.state, token.id(), &token.secret_hash(), self.cluster_clock.now())
             .map_err(|refused| refuse_credentials(refused.code(), refused.to_string()))
     }
 

@@ -14,11 +14,10 @@ use p2p_common::command::{CommandBody, Outcome, TokenId, TokenRecord, TokenRole}
 use p2p_common::grants::Grants;
 use p2p_common::setting::SettingName;
 use p2p_common::shared::SharedSet;
-use p2p_common::{ErrorCode, NodeId, NodeKind};
+use p2p_common::{ErrorCode, NodeId, NodeKind, UnixMs};
 use p2p_proto::status::{malformed, refuse};
 use p2p_proto::v1::operator_server::Operator;
 use p2p_proto::{convert, v1};
-use p2p_runtime::clock::unix_now;
 use p2p_runtime::identity::CaFingerprint;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -56,7 +55,7 @@ fn bad(field: &'static str, reason: impl Into<String>) -> Status {
 }
 
 /// The token asked for. Uses mean nothing for roles that do not enrol.
-pub(crate) fn record(request: &v1::CreateTokenRequest) -> Result<TokenRecord, Status> {
+pub(crate) fn record(request: &v1::CreateTokenRequest, created_at: UnixMs) -> Result<TokenRecord, Status> {
     let malformed = |e: convert::ConvertError| malformed(&e);
     let role = convert::token_role_from(request.role).map_err(malformed)?;
     let enrols = match role {
@@ -79,7 +78,6 @@ pub(crate) fn record(request: &v1::CreateTokenRequest) -> Result<TokenRecord, St
         let message = format!("a token of role {} cannot be for this Id", role.as_str());
         return Err(bad("bound_id", message));
     }
-    let created_at = unix_now();
     Ok(TokenRecord {
         id: TokenId(request.token_id),
         role,
@@ -104,7 +102,7 @@ impl Operator for OperatorApi {
         let about = AuditTarget::of(&request);
         let request = request.into_inner();
         let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
-        let record = record(&request)?;
+        let record = record(&request, self.context.cluster_clock().now())?;
         about.set(format_args!("token {} role {}", record.id, record.role.as_str()));
         let (id, secret_hash) = (record.id, record.secret_hash);
         let (_, view) = self.context.propose_and_see(request_id, CommandBody::CreateToken(record)).await?;
@@ -171,7 +169,7 @@ impl Operator for OperatorApi {
         let view = self.context.proposer.view();
         let provenance = Provenance {
             made_by: self.context.myself.id,
-            made_at: unix_now(),
+            made_at: self.context.cluster_clock().now(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             index: view.applied,
             term: view.status.term,

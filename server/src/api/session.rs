@@ -195,6 +195,7 @@ impl SessionTask {
             hello: Some(convert::hello_to(&myself.hello(Some(self.peer.node_id)))),
             seen_from: self.remote.to_string(),
             members: Some(convert::member_table_to(version, members)),
+            now_unix_ms: myself.credentials.clock().now().0,
         });
         self.down.send(Ok(message(welcome))).await.map_err(|_| Over::Gone)?;
         Ok(session)
@@ -214,7 +215,7 @@ impl SessionTask {
                     Err(over) => break over,
                 },
                 next = next => match next {
-                    Some((room, Some(down))) => room.send(Ok(message(down_to(&down)))),
+                    Some((room, Some(down))) => room.send(Ok(message(self.down_to(&down)))),
                     // The reason is on its way beside it.
                     Some((_, None)) => break Over::Gone,
                     None => return Over::Gone,
@@ -227,6 +228,19 @@ impl SessionTask {
         match (over, ended.try_recv()) {
             (Over::Gone, Ok(end)) => end.into(),
             (over, _) => over,
+        }
+    }
+
+    fn down_to(&self, down: &Down) -> DownMessage {
+        match down {
+            Down::Members(state) => {
+                DownMessage::Members(convert::member_table_to(state.members_version, state.members.values()))
+            }
+            Down::Push(push) => DownMessage::Push(convert::push_to(push)),
+            Down::Heartbeat => {
+                let now_unix_ms = self.context.myself.credentials.clock().now().0;
+                DownMessage::Heartbeat(v1::Heartbeat { now_unix_ms })
+            }
         }
     }
 
@@ -248,15 +262,5 @@ impl SessionTask {
             Some(UpMessage::Open(_)) => return Err(end(ErrorCode::BadRequest, "a second OPEN")),
         }
         Ok(())
-    }
-}
-
-fn down_to(down: &Down) -> DownMessage {
-    match down {
-        Down::Members(state) => {
-            DownMessage::Members(convert::member_table_to(state.members_version, state.members.values()))
-        }
-        Down::Push(push) => DownMessage::Push(convert::push_to(push)),
-        Down::Heartbeat => DownMessage::Heartbeat(v1::Heartbeat {}),
     }
 }

@@ -5,6 +5,7 @@ mod documented;
 mod enrolment;
 mod look_ups;
 mod matrix;
+mod renewal;
 mod sessions;
 mod settings;
 mod world;

@@ -3,9 +3,11 @@
 use std::io::Write;
 use std::time::Duration;
 
+use p2p_common::UnixMs;
 use p2p_common::addr::HostPort;
 use p2p_common::member::MasterTitle;
 use p2p_proto::{convert, v1};
+use p2p_runtime::clock::{clock_complaint, time_text};
 use p2p_runtime::columns::columns;
 use p2p_runtime::exit::{Exit, chain};
 use serde::Serialize;
@@ -302,6 +304,8 @@ struct StatusJson {
     sessions: u32,
     needs_operator: Option<String>,
     description: Option<String>,
+    clock_behind_ms: i64,
+    certificate_expires_unix_ms: u64,
 }
 
 pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
@@ -323,13 +327,15 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
         sessions: reply.sessions,
         needs_operator: filled(reply.needs_operator),
         description: filled(reply.description),
+        clock_behind_ms: reply.clock_behind_ms,
+        certificate_expires_unix_ms: reply.certificate_expires_unix_ms,
     };
     if args.json {
         return print_json(&status);
     }
     // Whole seconds: nobody reads an uptime in milliseconds.
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_ms / 1000)).to_string();
-    let rows = [
+    let mut rows = vec![
         ["name".into(), status.name],
         ["id".into(), status.id],
         ["cluster".into(), format!("{} (epoch {})", status.cluster_id, status.epoch)],
@@ -340,8 +346,10 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
         ["leader".into(), status.leader_id.unwrap_or_else(|| "none".into())],
         ["log".into(), format!("committed {}, applied {}", status.commit_index, status.applied_index)],
         ["sessions".into(), status.sessions.to_string()],
+        ["certificate".into(), format!("expires {}", time_text(UnixMs(status.certificate_expires_unix_ms)))],
         ["needs operator".into(), status.needs_operator.unwrap_or_else(|| "no".into())],
     ];
+    rows.extend(clock_complaint(status.clock_behind_ms).map(|complaint| ["clock".into(), complaint]));
     print(&columns(["WHAT", "VALUE"], &rows))
 }
 

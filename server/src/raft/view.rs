@@ -6,6 +6,7 @@ use std::sync::Arc;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::member::{Member, MemberRole, RaftId};
 use p2p_common::{KeyHash, NodeId};
+use p2p_server_core::{IdentityRefused, check_identity};
 use p2p_server_raft::{Membership, Role, Status};
 
 /// This Server's raft and the replicated state, as of one moment.
@@ -64,6 +65,16 @@ impl View {
     /// Whether table C has `id` with this key.
     pub fn has_member(&self, id: NodeId, key_hash: KeyHash) -> bool {
         self.state.members.get(&id).is_some_and(|member| member.key_hash == key_hash)
+    }
+
+    /// Whether `id` may come with this key: as a Server of table C, or as an identity.
+    pub fn is_bound(&self, id: NodeId, key_hash: KeyHash) -> bool {
+        match check_identity(&self.state, id, key_hash) {
+            Ok(_) => true,
+            // A Server that has just joined knows the others from its introducer, before their identities arrive.
+            Err(IdentityRefused::Unknown { .. }) => self.has_member(id, key_hash),
+            Err(_) => false,
+        }
     }
 
     /// The other Servers by raft id.

@@ -1,14 +1,14 @@
 //! How far away a Server is, in time and by the clock: a question each second over a stream of its own (SPEC T6).
 //!
 //! The difference of the clocks is what the answer says less the middle of the round trip; half a round trip is its
-//! uncertainty. It decides nothing, but a clock that is off by minutes makes certificates and tokens lie, so people
-//! are told (SPEC I5).
+//! uncertainty. What the clocks of all say makes the cluster clock, see [`crate::cluster_clock`]; a single one that is off by
+//! minutes is told to people (SPEC I5).
 
 use std::time::Duration;
 
 use p2p_common::UnixMs;
 use p2p_proto::{convert, v1};
-use p2p_runtime::clock::unix_now;
+use p2p_runtime::clock::{CLOCK_OFF, ClockBase, unix_now};
 use slog::{info, warn};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -23,8 +23,6 @@ use super::remote::Remote;
 const EVERY: Duration = Duration::from_secs(1);
 /// An answer that takes longer: the connection does not work.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A clock further off is worth a warning.
-const CLOCK_OFF: Duration = Duration::from_secs(5 * 60);
 
 /// The stream of probes to one remote, taken there.
 pub(super) struct Probe {
@@ -81,11 +79,12 @@ impl Probe {
             let started = remote.started_again(uptime, remote.shared.clock.now());
             remote.shared.change_reached(remote.raft_id, |reached| {
                 (reached.rtt, reached.clock_ahead_ms) = (Some(round_trip), Some(ahead_ms));
+                reached.clock = Some(ClockBase::told(UnixMs(answer.unix_ms).plus(round_trip / 2)));
                 reached.started = started.unwrap_or(reached.started);
             });
             let off = u128::from(ahead_ms.unsigned_abs()) > CLOCK_OFF.as_millis();
             if off && !warned {
-                warn!(remote.log, "clocks differ: certificates and tokens may seem to be out of date";
+                warn!(remote.log, "clocks differ";
                     "ahead_ms" => ahead_ms);
             } else if warned && !off {
                 info!(remote.log, "clocks agree again"; "ahead_ms" => ahead_ms);

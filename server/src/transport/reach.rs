@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use p2p_common::Now;
 use p2p_common::member::RaftId;
+use p2p_runtime::clock::ClockBase;
 
 /// The remotes that are connected and have been heard of, by raft id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Reached {
     pub rtt: Option<Duration>,
     /// How far its wall clock is ahead of ours in ms, give or take half a round trip; none before the first probe.
     pub clock_ahead_ms: Option<i64>,
+    /// What its wall clock shows; none before the first probe.
+    pub clock: Option<ClockBase>,
     /// It says that it is about to stop.
     pub stopping: bool,
 }

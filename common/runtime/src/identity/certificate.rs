@@ -9,6 +9,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::key::key_hash_of_spki;
+use crate::ca::BACKDATED;
 
 const SCHEME: &str = "p2p://";
 
@@ -111,6 +112,14 @@ impl CertificateDates {
         Some(std::time::Duration::from_millis(over_ms))
     }
 
+    /// When it is to be renewed: at half of its life, give or take a tenth of it. `spread`, from 0 to 1, says where in
+    /// that, so that nodes enrolled together do not come together.
+    pub fn renewal_due(&self, spread: f64) -> UnixMs {
+        let signed = self.not_before.plus(BACKDATED).min(self.not_after);
+        let life = std::time::Duration::from_millis(self.not_after.0 - signed.0);
+        signed.plus(life.mul_f64(0.4 + 0.2 * spread.clamp(0.0, 1.0)))
+    }
+
     /// Whether it has not begun at `now`.
     pub fn is_not_yet_valid(&self, now: UnixMs) -> bool {
         now < self.not_before
@@ -187,6 +196,22 @@ mod tests {
         assert_eq!(dates.expired_for(UnixMs(2_000_000)), None);
         assert_eq!(dates.expired_for(UnixMs(2_060_000)), Some(std::time::Duration::from_secs(60)));
         assert!(CertificateDates::of(b"junk").is_err());
+    }
+
+    #[test]
+    fn renewal_is_due_at_half_of_the_life_after_the_signature() {
+        let signed_ms = 1_000_000_000;
+        let dates = |life_ms: u64| CertificateDates {
+            not_before: UnixMs(signed_ms - 3_600_000),
+            not_after: UnixMs(signed_ms + life_ms),
+        };
+        for (spread, due) in [(0.0, 4_000), (0.5, 5_000), (1.0, 6_000), (f64::NAN, 4_000), (9.0, 6_000)] {
+            let due_ms = dates(10_000).renewal_due(spread).0 - signed_ms;
+            assert!(due_ms.abs_diff(due) <= 1 || spread.is_nan(), "{spread}: {due_ms}");
+        }
+        // Whatever somebody else has written into one.
+        let odd = CertificateDates { not_before: UnixMs(u64::MAX), not_after: UnixMs(0) };
+        assert_eq!(odd.renewal_due(0.5), UnixMs(0));
     }
 
     #[test]

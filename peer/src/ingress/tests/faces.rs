@@ -4,7 +4,7 @@ use p2p_common::ErrorCode;
 use p2p_peer_core::{H2C_SETTINGS, SocksReply};
 use p2p_proto::v1::enroll_client::EnrollClient;
 use p2p_proto::v1::enroll_server::{Enroll, EnrollServer};
-use p2p_proto::v1::{EnrollReply, EnrollRequest};
+use p2p_proto::v1::{EnrollReply, EnrollRequest, RenewReply, RenewRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -62,6 +62,10 @@ impl Enroll for Named {
                 ..EnrollReply::default()
             })),
         }
+    }
+
+    async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        Err(Status::unimplemented("never asked"))
     }
 }
 

@@ -174,6 +174,17 @@ impl Enroll for Rooms {
             members: None,
         }))
     }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewReply>, Status> {
+        let caller = caller(&request).expect("a renewal has a certificate");
+        let csr = request.into_inner().csr;
+        let signed = self.ca.sign(&csr, &CertificateGrant::new(caller.node_id, unix_now())).unwrap();
+        assert_eq!(signed.key_hash, caller.key_hash);
+        Ok(Response::new(v1::RenewReply {
+            certificate: signed.certificate.to_vec().into(),
+            trust_bundle: vec![self.ca.certificate().to_vec().into()],
+        }))
+    }
 }
 
 /// Takes the Peer out of the table when its session ends, however it does.
@@ -220,6 +231,7 @@ impl Session for Rooms {
             hello: Some(convert::hello_to(&ours)),
             seen_from: String::new(),
             members: Some(convert::member_table_to(1, [&self.me])),
+            now_unix_ms: unix_now().0,
         });
         tx.send(down(welcome)).await.unwrap();
         let entry = move |report: Option<v1::PeerReport>| PeerEntry {

@@ -32,6 +32,8 @@ enum Serves {
     Anyone,
     /// Nodes, and those that are not nodes yet.
     Enrolling,
+    /// Nodes.
+    Nodes,
     /// Whoever has proved anything.
     Known,
     Peers,
@@ -42,6 +44,7 @@ enum Serves {
 /// Every method of the port. A new one needs its line here, and in `authorise.rs`.
 const ROWS: &[(&str, Serves)] = &[
     ("/p2p.v1.Enroll/Enroll", Serves::Enrolling),
+    ("/p2p.v1.Enroll/Renew", Serves::Nodes),
     ("/p2p.v1.Session/Attach", Serves::Peers),
     ("/p2p.v1.Cluster/GetMaster", Serves::Known),
     ("/p2p.v1.Cluster/WatchMaster", Serves::Known),
@@ -89,6 +92,7 @@ impl Serves {
         let admitted = match self {
             Serves::Anyone => true,
             Serves::Enrolling => matches!(role, Role::Nobody | Role::Peer | Role::Server),
+            Serves::Nodes => matches!(role, Role::Peer | Role::Server),
             Serves::Known => role != Role::Nobody,
             Serves::Peers => role == Role::Peer,
             Serves::Servers => role == Role::Server,

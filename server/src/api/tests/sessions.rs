@@ -252,7 +252,7 @@ async fn every_mismatch_ends_the_session_with_its_code() {
         (Up::Open(v1::SessionOpen { report: None, ..good.clone() }), ErrorCode::BadRequest),
         (Up::Open(v1::SessionOpen { view_revision: 5, ..good.clone() }), ErrorCode::BadRequest),
         (Up::Open(open(a, &twice)), ErrorCode::BadRequest),
-        (Up::Heartbeat(v1::Heartbeat {}), ErrorCode::BadRequest),
+        (Up::Heartbeat(v1::Heartbeat::default()), ErrorCode::BadRequest),
     ];
     for (first, code) in cases {
         let shown = format!("{first:?}");

@@ -12,7 +12,7 @@ use p2p_common::shared::SharedSet;
 use p2p_common::{ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RequestId, UnixMs};
 use p2p_proto::convert;
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
-use p2p_runtime::clock::{Clock, unix_now};
+use p2p_runtime::clock::{Clock, ClockBase, unix_now};
 use p2p_runtime::grpc::{Acceptor, ChannelParams, ListenLimits, ListenMetrics, NodeConnections, connect};
 use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, Token};
 use p2p_runtime::tcp;
@@ -62,19 +62,36 @@ pub struct Node {
     pub id: NodeId,
     pub key_hash: KeyHash,
     pub credentials: Arc<Credentials>,
+    identity: NodeIdentity,
     _dir: TempDir,
 }
 
 impl Node {
     pub fn new(ca: &ClusterCa, id: NodeId) -> Node {
+        Node::signed(ca, id, unix_now())
+    }
+
+    /// With a certificate that was signed then.
+    pub fn signed(ca: &ClusterCa, id: NodeId, now: UnixMs) -> Node {
         let tmp = tempfile::tempdir().unwrap();
         let dir = DataDir::open(tmp.path()).unwrap();
         let identity = NodeIdentity::load_or_create(&dir, id.kind(), Some(id), None).unwrap();
         let request = identity.key().certificate_request(id).unwrap();
-        let certificate = ca.sign(&request, &CertificateGrant::new(id, unix_now())).unwrap().certificate;
+        let certificate = ca.sign(&request, &CertificateGrant::new(id, now)).unwrap().certificate;
         let enrolment = Enrolment { cluster_id: ca.cluster_id(), certificate, trust: ca.trust() };
         let credentials = Credentials::new(&identity, &enrolment).unwrap();
-        Node { id, key_hash: identity.key().key_hash(), credentials, _dir: tmp }
+        Node { id, key_hash: identity.key().key_hash(), credentials, identity, _dir: tmp }
+    }
+
+    /// Shows a certificate of `ca` that was signed then, and trusts `trusted`.
+    pub fn show(&self, ca: &ClusterCa, now: UnixMs, trusted: &ClusterCa) {
+        let certificate = ca.sign(&self.request(), &CertificateGrant::new(self.id, now)).unwrap().certificate;
+        self.credentials.replace(&certificate, &trusted.trust()).unwrap();
+    }
+
+    /// Asks for a certificate.
+    pub fn request(&self) -> Vec<u8> {
+        self.identity.key().certificate_request(self.id).unwrap()
     }
 
     fn record(&self) -> IdentityRecord {
@@ -145,6 +162,8 @@ impl World {
     pub async fn start() -> World {
         let (ca, tmp) = (ca(CLUSTER), tempfile::tempdir().unwrap());
         let (me, other) = (Node::new(&ca, server(1)), Node::new(&ca, server(2)));
+        // The other one does not come to tell what time it is.
+        me.credentials.clock().set(Some(ClockBase::own()));
         let peers = [Node::new(&ca, peer(1)), Node::new(&ca, peer(2))];
         let token = |role| Token::mint(role, CLUSTER, ca.fingerprint()).unwrap();
         let (operator, reader) = (token(TokenRole::Operator), token(TokenRole::Reader));
@@ -213,6 +232,8 @@ impl World {
             log: log.clone(),
         };
         tokio::spawn(master.run());
+        let pinning = driver.view.clone();
+        me.credentials.set_pins(move |id, key_hash| pinning.borrow().is_bound(id, key_hash));
         let (ca_tx, ca_rx) = watch::channel(Some(Arc::new(
             ClusterCa::from_parts(CLUSTER, &ca.key_pem(), &ca.trust()).unwrap(),
         )));
