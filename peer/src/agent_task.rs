@@ -32,6 +32,7 @@ use crate::forward::owner::Owner;
 use crate::mesh_task::{self, LinkEnd, LinkHandle, LinkOffer, Links};
 use crate::metrics::Metrics;
 use crate::published::{Myself, Views};
+use crate::servers::Servers;
 use crate::session_task::{self, SessionHandle};
 use crate::tunnel::Pool;
 
@@ -67,6 +68,8 @@ pub(crate) enum Input {
     LinkClosed { link: LinkToken, reason: String },
     /// The own services are now these; told when they are published.
     Services(OwnServices, oneshot::Sender<()>),
+    /// This Peer has another certificate.
+    Renewed,
     /// Somebody asks.
     Ask(Question),
 }
@@ -114,6 +117,8 @@ pub(crate) struct AgentTask {
     pub(crate) myself: Arc<Myself>,
     /// What we show.
     pub(crate) credentials: Arc<Credentials>,
+    /// What is known of the Servers.
+    pub(crate) servers: Arc<Servers>,
     /// Where the epoch is kept.
     pub(crate) data: Arc<DataDir>,
     /// The clock.
@@ -240,6 +245,7 @@ impl AgentTask {
                 // Who asked for it may have left.
                 let _ = done.send(());
             }
+            Input::Renewed => self.agent.handle_renewed(at),
             Input::Ask(question) => {
                 self.sample();
                 self.answer(question);
@@ -267,6 +273,7 @@ impl AgentTask {
         self.agent.handle_forwards(p2p_peer_core::Forwards { active, total });
         self.metrics.tunnels.set_open(self.pool.tunnels());
         self.metrics.mesh.set(self.agent.mesh_counts());
+        self.metrics.clock_behind.set(self.credentials.clock().ahead_ms() as f64 / 1_000.0);
     }
 
     fn apply_tunnels(&mut self, at: Moment) {
@@ -303,7 +310,8 @@ impl AgentTask {
                         "server_id" => dial.server.map(|id| id.to_string()).unwrap_or_default());
                     let session = dial.session;
                     let (credentials, mailbox) = (Arc::clone(&self.credentials), self.mailbox.clone());
-                    let handle = session_task::spawn(&self.attempts, dial, credentials, mailbox);
+                    let servers = Arc::clone(&self.servers);
+                    let handle = session_task::spawn(&self.attempts, dial, credentials, servers, mailbox);
                     self.sessions.insert(session, handle);
                 }
                 Output::Send { session, message } => self.send(session, message),
@@ -333,6 +341,7 @@ impl AgentTask {
                         info!(self.log, "{}", line);
                     }
                 }
+                Output::Servers(servers) => self.servers.learn(servers),
                 Output::Epoch(epoch) => self.follow(epoch),
                 Output::State(state) => {
                     info!(self.log, "state changed"; "state" => state.as_str());

@@ -18,6 +18,7 @@ use p2p_common::addr::HostPort;
 use p2p_common::backoff::{Backoff, Jitter};
 use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{Epoch, ErrorCode, Incarnation};
+use p2p_peer_core::KnownServer;
 use p2p_proto::v1::enroll_client::EnrollClient;
 use p2p_proto::{convert, status, v1};
 use p2p_runtime::exit::{Exit, chain};
@@ -30,6 +31,8 @@ use p2p_runtime::tls::Connector;
 use slog::{Logger, info, warn};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
+
+use crate::servers;
 
 /// A Server answers within a raft round trip; without a quorum it says so within this.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -64,6 +67,8 @@ pub(crate) struct Membership {
     pub(crate) enrolment: Enrolment,
     /// As the Servers told it last; a mesh without Servers has no other than the first.
     pub(crate) epoch: Epoch,
+    /// The Servers known from an earlier run or from the enrolment; none with a mesh key.
+    pub(crate) servers: Option<Vec<KnownServer>>,
 }
 
 /// By what `identity` is known; enrols it first if need be. None when it was told to stop before it was enrolled.
@@ -83,7 +88,7 @@ pub(crate) async fn membership(
             warn!(log, "mesh key is not used: this peer is known by the certificate of its servers' cluster");
         } else {
             let enrolment = key.enrol(identity).map_err(|e| Exit::failed(chain(&e)))?;
-            return Ok(Some(Membership { enrolment, epoch: Epoch(0) }));
+            return Ok(Some(Membership { enrolment, epoch: Epoch(0), servers: None }));
         }
     } else if !has_servers && identity.enrolment().is_none() {
         return Err(Exit::usage(
@@ -97,7 +102,8 @@ pub(crate) async fn membership(
     }
     let enrolment = identity.enrolment().expect("it was enrolled just now").clone();
     let epoch = load_epoch(data.view()).map_err(|e| Exit::failed(chain(&e)))?;
-    Ok(Some(Membership { enrolment, epoch }))
+    let known = servers::load(data.view(), enrolment.cluster_id);
+    Ok(Some(Membership { enrolment, epoch, servers: Some(known) }))
 }
 
 /// Enrols `identity` unless it is; `false` when it was told to stop first.
@@ -142,7 +148,10 @@ async fn ensure(
                 () = stop.cancelled() => return Ok(false),
             };
             match enrolled {
-                Ok((enrolment, epoch)) => {
+                Ok((enrolment, epoch, known)) => {
+                    // Before the certificate: an enrolled Peer knows its Servers by their keys, whatever its clock says.
+                    servers::store(data, enrolment.cluster_id, &known)
+                        .map_err(|e| Exit::failed(chain(&e)))?;
                     store_epoch(data, epoch).map_err(|e| Exit::failed(chain(&e)))?;
                     let cluster_id = enrolment.cluster_id;
                     identity.enrol(data, enrolment).map_err(|e| Exit::failed(chain(&e)))?;
@@ -167,7 +176,7 @@ async fn enrol(
     identity: &NodeIdentity,
     token: &Token,
     server: &HostPort,
-) -> Result<(Enrolment, Epoch), Refused> {
+) -> Result<(Enrolment, Epoch, Vec<KnownServer>), Refused> {
     let for_good = |e: &(dyn std::error::Error + 'static)| Refused::ForGood(Exit::failed(chain(e)));
     let connector = Connector::enrol(token).map_err(|e| for_good(&e))?;
     let connection =
@@ -208,7 +217,13 @@ async fn enrol(
     }
     let cluster_id = convert::parse(&reply.cluster_id, "cluster_id").map_err(|e| for_good(&e))?;
     let certificate = reply.certificate.to_vec().into();
-    Ok((Enrolment { cluster_id, certificate, trust }, Epoch(reply.epoch)))
+    // A Server that does not say is learned of with the first session.
+    let known = match reply.members {
+        Some(table) => convert::member_table_from(Some(table)).map_err(|e| for_good(&e))?.1,
+        None => Vec::new(),
+    };
+    let known = known.iter().map(KnownServer::of).collect();
+    Ok((Enrolment { cluster_id, certificate, trust }, Epoch(reply.epoch), known))
 }
 
 /// What a refused enrolment means for the start.

@@ -18,6 +18,8 @@ mod mesh_task;
 mod metrics;
 mod peer;
 mod published;
+mod renewal;
+mod servers;
 mod session_task;
 mod tunnel;
 

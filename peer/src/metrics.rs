@@ -7,6 +7,9 @@
 mod mesh;
 mod tables;
 
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 pub(crate) use self::mesh::MeshMetrics;
@@ -28,6 +31,8 @@ pub(crate) struct Metrics {
     pub(crate) tables: TableMetrics,
     /// Of mesh links.
     pub(crate) mesh: MeshMetrics,
+    /// This host's clock behind the cluster's, in seconds.
+    pub(crate) clock_behind: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -39,6 +44,11 @@ impl Metrics {
         self.tunnels.register(&mut registry);
         self.tables.register(&mut registry);
         self.mesh.register(&mut registry);
+        registry.register(
+            "clock_behind_seconds",
+            "This host's clock behind the cluster's, negative when ahead; moves once a second",
+            self.clock_behind.clone(),
+        );
         registry
     }
 }

@@ -4,7 +4,7 @@
 //! then the tasks. Stop: the port closes, what is in flight gets its grace, sessions end properly.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
@@ -35,6 +35,8 @@ use crate::local_api::{self, LocalApi};
 use crate::mesh_task::Links;
 use crate::metrics::Metrics;
 use crate::published::{Myself, Views};
+use crate::renewal::RenewalTask;
+use crate::servers::Servers;
 use crate::tunnel::{DirectDialer, Pool, PoolLimits};
 
 /// What is in flight when the Peer stops has this long to end.
@@ -106,7 +108,7 @@ impl Peer {
 
     fn compose(
         config: PeerConfig,
-        (identity, Membership { enrolment, epoch }): (NodeIdentity, Membership),
+        (identity, Membership { enrolment, epoch, servers: known }): (NodeIdentity, Membership),
         data: DataDir,
         ports: Ports,
         clock: Clock,
@@ -115,12 +117,17 @@ impl Peer {
     ) -> Result<Peer, Exit> {
         let failed = |e: &(dyn std::error::Error + 'static)| Exit::failed(chain(e));
         let credentials = Credentials::new(&identity, &enrolment).map_err(|e| failed(&e))?;
+        credentials.set_log(log.clone());
+        let renews = known.is_some();
+        let known = known.unwrap_or_default();
+        let servers = Servers::new(known.clone(), &credentials, log.clone());
         let (id, cluster_id) = (identity.id(), enrolment.cluster_id);
         let incarnation = Incarnation::new(Uuid::now_v7());
         let listen = ports.ingress.local_addr().map_err(|e| failed(&e))?;
         let limits = limits(&log);
 
-        let agent = Agent::new(
+        let at = Moment { now: clock.now(), unix: unix_now() };
+        let mut agent = Agent::new(
             AgentConfig {
                 identity: Identity { id, incarnation, cluster_id, epoch },
                 name: identity.name().to_owned(),
@@ -147,8 +154,9 @@ impl Peer {
                 print_tables: config.print_tables,
                 seed: rand::random(),
             },
-            Moment { now: clock.now(), unix: unix_now() },
+            at,
         );
+        agent.remember_servers(known, at);
         let views = Arc::new(Views::new(Arc::clone(agent.tables())));
         let myself = Arc::new(Myself::new(id, cluster_id, incarnation, epoch));
         let metrics = Metrics::default();
@@ -226,6 +234,18 @@ impl Peer {
             "cluster_id" => %cluster_id, "services" => config.services.len(),
             "visibility" => %config.visibility,
             "version" => env!("CARGO_PKG_VERSION"));
+        let data = Arc::new(data);
+        let renewal = RenewalTask {
+            data: Arc::clone(&data),
+            identity: Arc::new(Mutex::new(identity)),
+            credentials: Arc::clone(&credentials),
+            myself: Arc::clone(&myself),
+            servers: Arc::clone(&servers),
+            configured: config.servers,
+            agent: mailbox.clone(),
+            stop: stop.clone(),
+            log: log.clone(),
+        };
         let agent = AgentTask {
             agent,
             inputs,
@@ -238,7 +258,8 @@ impl Peer {
             links,
             myself,
             credentials,
-            data: Arc::new(data),
+            servers: Arc::clone(&servers),
+            data: Arc::clone(&data),
             clock,
             metrics,
             log: log.clone(),
@@ -250,6 +271,10 @@ impl Peer {
         };
         let tasks = TaskTracker::new();
         tasks.spawn(agent.run());
+        if renews {
+            tasks.spawn(servers.keep(data, cluster_id, stop.clone()));
+            tasks.spawn(renewal.run());
+        }
         tasks.spawn(services.run(stop.clone()));
         tasks.spawn(pool.run(stop.clone()));
         tasks.spawn(ingress.run(ports.ingress, stop.clone(), GRACE));

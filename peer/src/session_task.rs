@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::member::Member;
-use p2p_common::{ErrorCode, NodeKind};
+use p2p_common::{ErrorCode, NodeKind, UnixMs};
 use p2p_peer_core::{DialFailure, DialServer, FromServer, MemberTable, SessionToken, ToServer};
 use p2p_proto::convert::{self, ConvertError};
+use p2p_proto::status;
 use p2p_proto::v1::session_client::SessionClient;
 use p2p_proto::v1::{self, session_down, session_up};
 use p2p_runtime::exit::chain;
@@ -22,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
 use crate::agent_task::Input;
+use crate::servers::Servers;
 
 /// Messages on their way up; a Server that lets so many wait takes nothing, and the session ends.
 const UP_QUEUE: usize = 64;
@@ -48,13 +50,14 @@ pub(crate) fn spawn(
     attempts: &TaskTracker,
     dial: DialServer,
     credentials: Arc<Credentials>,
+    servers: Arc<Servers>,
     agent: mpsc::Sender<Input>,
 ) -> SessionHandle {
     let (up, messages) = mpsc::channel(UP_QUEUE);
     let (alive, ended) = oneshot::channel();
     attempts.spawn(async move {
         let session = dial.session;
-        let attempt = Attempt { session, credentials, agent: agent.clone() };
+        let attempt = Attempt { session, credentials, servers, agent: agent.clone() };
         let ending = attempt.run(dial, messages, ended).await;
         // The agent ended it and expects nothing, or is gone itself: then nobody listens.
         if let Some(input) = ending {
@@ -67,6 +70,7 @@ pub(crate) fn spawn(
 struct Attempt {
     session: SessionToken,
     credentials: Arc<Credentials>,
+    servers: Arc<Servers>,
     agent: mpsc::Sender<Input>,
 }
 
@@ -93,7 +97,10 @@ impl Attempt {
             address: connection.remote.to_string(),
         };
         self.agent.send(opened).await.ok()?;
-        let reason = self.carry(connection, messages, ended).await?;
+        let server = connection.identity.node_id;
+        let reason = self.carry(connection, messages, ended).await;
+        self.servers.forget_clock(server);
+        let reason = reason?;
         Some(Input::SessionClosed { session, reason })
     }
 
@@ -122,6 +129,7 @@ impl Attempt {
         messages: mpsc::Receiver<ToServer>,
         mut ended: oneshot::Receiver<()>,
     ) -> Option<String> {
+        let server = connection.identity.node_id;
         let up = ReceiverStream::new(messages).map(up_to);
         let mut client = SessionClient::new(connection.channel);
         let attached = tokio::select! {
@@ -130,7 +138,12 @@ impl Attempt {
         };
         let mut down = match attached {
             Ok(response) => response.into_inner(),
-            Err(status) => return Some(refusal(&status)),
+            Err(status) => {
+                if status::code_of(&status) == Some(ErrorCode::CertificateExpired) {
+                    self.servers.ask_renewal();
+                }
+                return Some(refusal(&status));
+            }
         };
         loop {
             let message = tokio::select! {
@@ -147,6 +160,9 @@ impl Attempt {
                 Ok(None) => return Some("the Server ended the stream".to_owned()),
                 Err(status) => return Some(refusal(&status)),
             };
+            if let Some(unix) = clock_of(&message) {
+                self.servers.hear_clock(server, unix);
+            }
             match down_from(message) {
                 Ok(Some(message)) => {
                     let input = Input::SessionMessage { session: self.session, message };
@@ -183,6 +199,17 @@ fn up_to(message: ToServer) -> v1::SessionUp {
         ToServer::Heartbeat => Message::Heartbeat(v1::Heartbeat::default()),
     };
     v1::SessionUp { message: Some(message) }
+}
+
+/// What the Server says the cluster clock shows.
+fn clock_of(message: &v1::SessionDown) -> Option<UnixMs> {
+    use session_down::Message;
+    let unix_ms = match &message.message {
+        Some(Message::Welcome(welcome)) => welcome.now_unix_ms,
+        Some(Message::Heartbeat(heartbeat)) => heartbeat.now_unix_ms,
+        _ => 0,
+    };
+    Some(UnixMs(unix_ms)).filter(|unix| *unix != UnixMs(0))
 }
 
 /// A received message; `None` for kinds this version does not know.

@@ -56,7 +56,7 @@ use crate::mesh::{MeshLinks, Shown};
 use crate::moment::Moment;
 use crate::netinfo::{InterfaceAddr, NetSources};
 use crate::routes::{Reach, RemoteWork, Tables};
-use crate::session::servers::{Effect, Servers};
+use crate::session::servers::{Effect, KnownServer, Servers};
 use crate::session::{FromServer, SessionToken, ToServer};
 use crate::tables::Printer;
 use crate::view::PeerViews;
@@ -177,6 +177,20 @@ impl Agent {
         if let Some(lines) = self.printer.take(&self.tables, at.now) {
             self.outputs.push_back(Output::PrintTables(lines));
         }
+    }
+
+    /// An earlier run knew these Servers: they are dialled besides the configured ones. Before the first tick.
+    pub fn remember_servers(&mut self, known: Vec<KnownServer>, at: Moment) {
+        self.servers.remember(known, at.now);
+        if !self.servers.is_empty() && self.state == AgentState::Working {
+            self.state = AgentState::Starting;
+            self.outputs.push_back(Output::State(self.state));
+        }
+    }
+
+    /// This Peer has another certificate: Servers that refused the old one may take it.
+    pub fn handle_renewed(&mut self, at: Moment) {
+        self.servers.hurry(at.now);
     }
 
     /// The host's interfaces are now these.
@@ -320,6 +334,8 @@ impl Agent {
                 }
                 Effect::Epoch(epoch) => self.outputs.push_back(Output::Epoch(epoch)),
                 Effect::Members => {
+                    let table = self.servers.members().into_iter().flat_map(|table| &table.members);
+                    self.outputs.push_back(Output::Servers(table.map(KnownServer::of).collect()));
                     let members = self.servers.members().into_iter().flat_map(|table| &table.members);
                     for id in members.map(|member| member.id) {
                         self.links.on_known(id, at.unix);

@@ -48,7 +48,7 @@ pub use routes::{
     Route, RouteLink, Source, Tables,
 };
 pub use services::{OwnService, OwnServices, ServicesError};
-pub use session::servers::DialServer;
+pub use session::servers::{DialServer, KnownServer};
 pub use session::{FromServer, Heartbeat, Identity, MemberTable, SessionToken, ToServer};
 pub use sniff::{BadHost, ClientHello, Host, PEER_ALPNS, SniffLimits, Sniffed, Unrecognised, sniff};
 pub use socks::{SocksError, SocksMessage, SocksReply, socks_greeting, socks_method, socks_request};

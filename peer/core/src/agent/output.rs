@@ -9,7 +9,7 @@ use p2p_common::{Epoch, NodeId};
 
 use crate::mesh::LinkToken;
 use crate::routes::{Reach, Tables};
-use crate::session::servers::DialServer;
+use crate::session::servers::{DialServer, KnownServer};
 use crate::session::{SessionToken, ToServer};
 
 /// One thing to do.
@@ -86,6 +86,8 @@ pub enum Output {
     /// The cluster lives in this higher epoch now: say so on every wire from here on, and keep it for the next
     /// start.
     Epoch(Epoch),
+    /// The Servers are these now: keep them for the next start, and take their keys for theirs.
+    Servers(Vec<KnownServer>),
     /// The agent's state has changed.
     State(AgentState),
 }

@@ -30,7 +30,7 @@ use std::time::Duration;
 use p2p_common::addr::HostPort;
 use p2p_common::backoff::Jitter;
 use p2p_common::link::LinkRow;
-use p2p_common::member::MEMBERS_MAX;
+use p2p_common::member::{MEMBERS_MAX, Member};
 use p2p_common::push::{PeerPush, PeerReport};
 use p2p_common::revision::Position;
 use p2p_common::{Epoch, Incarnation, KeyHash, NodeId, Now};
@@ -57,6 +57,24 @@ pub struct DialServer {
     pub key_hash: Option<KeyHash>,
     /// Where, best first.
     pub addresses: Vec<HostPort>,
+}
+
+/// A Server as it is known without any session: from table C, maybe of an earlier run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownServer {
+    /// Its Id.
+    pub id: NodeId,
+    /// The key it must show.
+    pub key_hash: KeyHash,
+    /// Where, best first.
+    pub addresses: Vec<HostPort>,
+}
+
+impl KnownServer {
+    /// A row of table C.
+    pub fn of(member: &Member) -> Self {
+        KnownServer { id: member.id, key_hash: member.key_hash, addresses: member.addresses.clone() }
+    }
 }
 
 /// What the slots ask of their owner.
@@ -124,6 +142,24 @@ impl Servers {
             last_token: 0,
             alone_since: Some(now),
             jitter: Jitter::new(seed),
+        }
+    }
+
+    /// Dials these, too, which an earlier run knew. The first table C of this run says which of them there still are.
+    pub(crate) fn remember(&mut self, known: Vec<KnownServer>, now: Now) {
+        for server in known.into_iter().take(MEMBERS_MAX) {
+            let slot = Slot::new(server.addresses, Some(server.key_hash), now);
+            self.slots.entry(Key::Member(server.id)).or_insert(slot);
+        }
+    }
+
+    /// Whoever is not reached is dialled now: what kept this Peer out may be over.
+    pub(crate) fn hurry(&mut self, now: Now) {
+        for slot in self.slots.values_mut() {
+            if let Phase::Waiting { until } = &mut slot.phase {
+                slot.backoff.reset();
+                *until = now;
+            }
         }
     }
 

@@ -17,8 +17,8 @@ use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{ClusterId, Epoch, Incarnation, KeyHash, NodeId, Now, UnixMs};
 use p2p_peer_core::{
     Agent, AgentConfig, AgentState, DialFailure, DialPlan, FromServer, Heartbeat, Identity, InterfaceAddr,
-    LinkSettings, MemberTable, Mesh, Moment, NetSources, OnServersLost, Opened, Output, OwnServices,
-    PrintTables, Reach, SessionToken, Tables, ToServer,
+    KnownServer, LinkSettings, MemberTable, Mesh, Moment, NetSources, OnServersLost, Opened, Output,
+    OwnServices, PrintTables, Reach, SessionToken, Tables, ToServer,
 };
 
 pub fn peer(n: u8) -> NodeId {
@@ -96,6 +96,8 @@ pub struct World {
     pub states: Vec<(u64, AgentState)>,
     pub warmed: Vec<(u64, NodeId, DialPlan)>,
     pub dropped: Vec<NodeId>,
+    /// What is kept for the next start.
+    pub servers_told: Vec<KnownServer>,
     /// Peers that answer dials.
     pub reachable: Vec<NodeId>,
     incarnations: u16,
@@ -158,6 +160,7 @@ impl World {
             states: Vec::new(),
             warmed: Vec::new(),
             dropped: Vec::new(),
+            servers_told: Vec::new(),
             reachable: Vec::new(),
             incarnations: 100,
         };
@@ -321,6 +324,7 @@ impl World {
             Output::DropIdleTunnels { peer } => self.dropped.push(peer),
             Output::Publish(tables) => self.tables = Some(tables),
             Output::PrintTables(lines) => self.printed.push(lines),
+            Output::Servers(servers) => self.servers_told = servers,
             Output::Epoch(epoch) => panic!("no Server here lives in {epoch}"),
             Output::DialLink { .. }
             | Output::SendLink { .. }

@@ -356,7 +356,11 @@ impl World {
             Output::WarmPeer { peer, reach } => {
                 assert!(!matches!(reach, Reach::Dial(_)), "{peer} is known by its link");
             }
-            Output::DialServer(_) | Output::Send { .. } | Output::CloseSession { .. } | Output::Epoch(_) => {
+            Output::DialServer(_)
+            | Output::Send { .. }
+            | Output::CloseSession { .. }
+            | Output::Epoch(_)
+            | Output::Servers(_) => {
                 panic!("there are no Servers here");
             }
         }

@@ -248,3 +248,37 @@ fn a_higher_epoch_begins_anew() {
     assert_eq!(servers.up().collect::<Vec<_>>(), [server(2)]);
     assert!(effects.contains(&Effect::Left(server(1))));
 }
+
+#[test]
+fn servers_of_an_earlier_run_are_dialled_until_table_c_says_who_there_is() {
+    let mut servers = servers(&[]);
+    assert!(servers.is_empty());
+    servers.remember(table(9, &[1, 2]).members.iter().map(KnownServer::of).collect(), at(0));
+    let dialled: Vec<_> = servers
+        .tick(at(0))
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Dial(dial) => Some(dial),
+            _ => None,
+        })
+        .collect();
+    let whom: Vec<_> = dialled.iter().map(|dial| (dial.server, dial.key_hash)).collect();
+    assert_eq!(whom, [1, 2].map(|n| (Some(server(n)), Some(KeyHash([n; 32])))));
+    let token = dialled[0].session;
+    open(&mut servers, token, 1, 10);
+    let effects = servers.handle_message(token, welcome(1, table(1, &[1, 3])), &report(), at(20));
+    assert!(effects.contains(&Effect::Members) && effects.contains(&Effect::Left(server(2))));
+    assert_eq!(dials(&servers.tick(at(20)))[0].1, Some(server(3)));
+}
+
+#[test]
+fn who_is_not_reached_is_dialled_at_once_when_it_is_hurried() {
+    let mut servers = servers(&["seed:7400"]);
+    for ms in [0, 1_000, 3_000, 10_000] {
+        let token = dials(&servers.tick(at(ms)))[0].0;
+        servers.handle_closed(token, "no".into(), at(ms));
+    }
+    assert!(servers.next_due().unwrap() > at(10_100));
+    servers.hurry(at(10_100));
+    assert_eq!(dials(&servers.tick(at(10_100))).len(), 1);
+}
