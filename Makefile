@@ -1,7 +1,7 @@
 # Everything a developer does here, by name. `make` alone lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt doc image interop sim kill-rounds power-loss partitions big-download clean
+.PHONY: help demo build test lint fmt doc image interop fuzz sim kill-rounds power-loss partitions big-download clean
 .PHONY: bench bench-forward bench-framing bench-scale bench-raft disk-growth
 
 help: ## Show this list
@@ -46,6 +46,15 @@ target/interop/installed: tests/interop/requirements.txt
 	python3 -m venv target/interop
 	target/interop/bin/pip install --quiet --requirement $<
 	touch $@
+
+fuzz: ## Fuzz every parser of bytes from a network, 10 minutes each (FUZZ_SECONDS=N; nightly compiler and cargo-fuzz)
+	cargo +nightly fuzz build --fuzz-dir tests/fuzz
+	@for target in $$(cargo +nightly fuzz list --fuzz-dir tests/fuzz); do \
+		mkdir -p tests/fuzz/corpus/$$target; set -x; \
+		cargo +nightly fuzz run --fuzz-dir tests/fuzz $$target tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- \
+			-dict=tests/fuzz/http.dict -max_total_time=$(or $(FUZZ_SECONDS),600) || exit 1; \
+		{ set +x; } 2>/dev/null; \
+	done
 
 sim: ## Simulate 100,000 clusters full of faults on all cores (SIM_SEEDS=N): every promise holds in each
 	SIM_SEEDS=$(or $(SIM_SEEDS),100000) cargo test --release -p p2p-server-raft --test simulation --test clusters promise -- --nocapture
