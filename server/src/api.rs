@@ -11,12 +11,14 @@
 //!
 //! Errors leave through `p2p_proto::status`. Source: SPEC I3, I4, C6, C7, P1-P5, O4.
 
+mod body;
 mod cluster;
 pub(crate) mod enroll;
 pub(crate) mod gate;
 mod health;
 pub(crate) mod operator;
-pub(crate) mod peering;
+pub(crate) mod pace;
+mod peering;
 mod raft;
 mod rate_limit;
 mod recording;
@@ -71,6 +73,11 @@ const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// ... when the ping is not answered for this long: 30 s of silence in all (SPEC P5).
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Streams that a client opens and resets before they are looked at, at a time; more end its connection
+/// (CVE-2023-44487).
+const RESETS_PENDING_MAX: usize = 20;
+/// Streams reset here for what the client did wrong on them, in the life of a connection; more end it.
+const RESETS_OF_ERRORS_MAX: usize = 128;
 /// Requests that name a thing or two.
 const SMALL_REQUEST_BYTES: usize = 16 * 1024;
 /// An enrolment: a certificate request and up to 16 addresses.
@@ -148,6 +155,8 @@ pub fn router(context: ApiContext, between_servers: Routes) -> Router<Stack<Gate
         .timeout(CALL_TIMEOUT)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
+        .http2_max_local_error_reset_streams(Some(RESETS_OF_ERRORS_MAX))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))

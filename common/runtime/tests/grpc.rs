@@ -366,3 +366,39 @@ async fn a_client_that_never_starts_http_2_is_dropped() {
     end.expect("closed").ok();
     port.until("connections_open{face=\"public\"} 0").await;
 }
+
+#[tokio::test]
+async fn floods_without_credentials_are_read_slowly() {
+    const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let ca = ca(CLUSTER);
+    let server = Node::new(&ca, server_id(1));
+    let port = Port::open(&server, ListenLimits::default());
+    let stream = token(&ca).dial(&port.to(), world::TIMEOUT).await.unwrap().stream;
+    let (mut read, mut write) = tokio::io::split(stream);
+    write.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    write.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    let flood = tokio::spawn(async move {
+        let pings = PING.repeat(256);
+        while write.write_all(&pings).await.is_ok() {}
+    });
+    let (mut answered, start) = (0, Instant::now());
+    let mut bytes = vec![0; 64 * 1024];
+    while start.elapsed() < Duration::from_secs(2) {
+        let read = tokio::time::timeout(Duration::from_millis(100), read.read(&mut bytes)).await;
+        answered += match read {
+            Ok(Ok(0) | Err(_)) => break,
+            Ok(Ok(count)) => count,
+            Err(_) => 0,
+        };
+    }
+    flood.abort();
+    // What it may send at once and in two seconds, and one read of the HTTP implementation.
+    assert!(answered > 64 * 1024 && answered < 224 * 1024, "{answered}");
+    // Calls of others go on, and so do those of one connection that has shown credentials.
+    let mut known = connect(&token(&ca), &port.to(), &ChannelParams::default()).await.unwrap();
+    let start = Instant::now();
+    for _ in 0..3_000 {
+        ask(&mut known, GOOD).await.unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}

@@ -37,6 +37,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::ApiContext;
+use super::body::paced;
 use super::rate_limit::RateLimit;
 use super::recording::Recording;
 use crate::audit::AuditLog;
@@ -328,7 +329,7 @@ where
                     if let Some(recording) = &mut recording {
                         request.extensions_mut().insert(recording.admitted());
                     }
-                    inner.call(request).await?
+                    inner.call(request.map(|body| paced(&method, body))).await?
                 }
                 Err(refused) => {
                     debug!(gate.log, "call refused"; "method" => &method, "code" => ?refused.code(),

@@ -6,15 +6,18 @@
 //! ```
 //!
 //! A session is a task between its stream and the hub. It asks the hub for the next message only when HTTP/2 has
-//! taken the last one, so a slow reader holds one message here. Whatever ends the stream, also a Peer that is
+//! taken the last one, so a slow reader holds one message here. A Peer that sends more often than its [`Pace`] allows
+//! is read more slowly. Whatever ends the stream, also a Peer that is
 //! just gone, drops the task and with it all the hub holds of the session. Source: SPEC P1-P5, T6.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use p2p_common::ErrorCode;
 use p2p_common::revision::Position;
 use p2p_common::wire::Expected;
+use p2p_common::{ErrorCode, NodeId};
 use p2p_proto::convert::ConvertError;
 use p2p_proto::status::refuse;
 use p2p_proto::v1::session_down::Message as DownMessage;
@@ -25,11 +28,13 @@ use p2p_runtime::identity::PeerIdentity;
 use p2p_server_core::{Arrival, Down, SessionId};
 use slog::debug;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::ApiContext;
 use super::gate::Caller;
+use super::pace::{Kind, Pace};
 use crate::hub_task::{HubError, Session, SessionEnd};
 
 /// The time for the first message: it needs no thought, only a bad path.
@@ -38,6 +43,8 @@ const OPEN_WITHIN: Duration = Duration::from_secs(10);
 const END_WITHIN: Duration = Duration::from_secs(2);
 /// Streams that have not opened a session yet. Further ones are refused; open sessions are bounded by the hub.
 const OPENING_MAX: usize = 4_096;
+/// Of one Peer: it opens one at a time, and may have lost another on the way. Each may hold a whole message.
+const OPENING_PER_PEER: usize = 4;
 
 type DownStream = mpsc::Sender<Result<v1::SessionDown, Status>>;
 
@@ -46,11 +53,43 @@ type DownStream = mpsc::Sender<Result<v1::SessionDown, Status>>;
 pub(super) struct SessionApi {
     context: Arc<ApiContext>,
     opening: Arc<Semaphore>,
+    opening_of: Arc<Mutex<BTreeMap<NodeId, usize>>>,
+}
+
+/// A stream that has not opened its session yet.
+#[derive(Debug)]
+struct Opening {
+    peer: NodeId,
+    of: Arc<Mutex<BTreeMap<NodeId, usize>>>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = of.entry(self.peer) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
 }
 
 impl SessionApi {
     pub(super) fn new(context: Arc<ApiContext>) -> Self {
-        SessionApi { context, opening: Arc::new(Semaphore::new(OPENING_MAX)) }
+        SessionApi { context, opening: Arc::new(Semaphore::new(OPENING_MAX)), opening_of: Arc::default() }
+    }
+
+    fn opening(&self, peer: NodeId) -> Option<Opening> {
+        let slot = Arc::clone(&self.opening).try_acquire_owned().ok()?;
+        let mut of = self.opening_of.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = of.entry(peer).or_default();
+        if *count >= OPENING_PER_PEER {
+            return None;
+        }
+        *count += 1;
+        Some(Opening { peer, of: Arc::clone(&self.opening_of), _slot: slot })
     }
 }
 
@@ -64,7 +103,7 @@ impl v1::session_server::Session for SessionApi {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let caller = Caller::of(&request)?;
         let peer = caller.node()?;
-        let slot = Arc::clone(&self.opening).try_acquire_owned().map_err(|_| {
+        let slot = self.opening(peer.node_id).ok_or_else(|| {
             refuse(ErrorCode::Exhausted, "too many sessions are being opened here: try another server")
         })?;
         // One message on its way: what comes next is decided when this one is taken.
@@ -135,7 +174,7 @@ fn message(down: DownMessage) -> v1::SessionDown {
 }
 
 impl SessionTask {
-    async fn run(mut self, slot: OwnedSemaphorePermit) {
+    async fn run(mut self, slot: Opening) {
         let over = match self.open().await {
             Ok(session) => {
                 drop(slot);
@@ -204,16 +243,43 @@ impl SessionTask {
     /// Carries messages both ways until something ends it.
     async fn serve(&mut self, session: Session) -> Over {
         let Session { id, mut inbox, end: mut ended, .. } = session;
+        let mut pace = Pace::new(Instant::now());
+        let mut held: Option<(Instant, v1::SessionUp)> = None;
         let over = loop {
+            // What came too early waits here, and what comes behind it in HTTP/2.
+            let received = async {
+                match &held {
+                    None => Some(self.up.message().await),
+                    Some((at, _)) => {
+                        sleep_until(*at).await;
+                        None
+                    }
+                }
+            };
             let next = async {
                 let room = self.down.reserve().await.ok()?;
                 Some((room, inbox.next().await))
             };
             tokio::select! {
-                received = self.up.message() => match self.hear(id, received).await {
-                    Ok(()) => {}
-                    Err(over) => break over,
-                },
+                received = received => {
+                    let message = match received {
+                        Some(Ok(Some(message))) => {
+                            let now = Instant::now();
+                            let at = pace.take(kind_of(&message), now);
+                            if at > now {
+                                held = Some((at, message));
+                                continue;
+                            }
+                            message
+                        }
+                        Some(Ok(None)) => break Over::Gone,
+                        None => held.take().expect("it was waited for").1,
+                        Some(Err(status)) => break status.into(),
+                    };
+                    if let Err(over) = self.hear(id, message).await {
+                        break over;
+                    }
+                }
                 next = next => match next {
                     Some((room, Some(down))) => room.send(Ok(message(self.down_to(&down)))),
                     // The reason is on its way beside it.
@@ -244,13 +310,9 @@ impl SessionTask {
         }
     }
 
-    async fn hear(
-        &self,
-        session: SessionId,
-        received: Result<Option<v1::SessionUp>, Status>,
-    ) -> Result<(), Over> {
+    async fn hear(&self, session: SessionId, received: v1::SessionUp) -> Result<(), Over> {
         let hub = &self.context.hub;
-        match received?.ok_or(Over::Gone)?.message {
+        match received.message {
             Some(UpMessage::Report(report)) => {
                 hub.report(session, convert::report_from(Some(report))?).await?;
             }
@@ -262,5 +324,12 @@ impl SessionTask {
             Some(UpMessage::Open(_)) => return Err(end(ErrorCode::BadRequest, "a second OPEN")),
         }
         Ok(())
+    }
+}
+
+fn kind_of(message: &v1::SessionUp) -> Kind {
+    match &message.message {
+        Some(UpMessage::Report(_) | UpMessage::Links(_) | UpMessage::Open(_)) => Kind::Report,
+        Some(UpMessage::Heartbeat(_)) | None => Kind::Heartbeat,
     }
 }

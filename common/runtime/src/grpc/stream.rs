@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -49,6 +50,8 @@ pub struct GrpcStream {
     info: CallerInfo,
     stream: ServerTlsStream<TcpStream>,
     preface: Option<PrefaceGuard>,
+    /// Until it has shown good credentials; none on the node face.
+    throttle: Option<Throttle>,
     closed: CancellationToken,
     until_closed: Pin<Box<WaitForCancellationFutureOwned>>,
     held: Held,
@@ -58,6 +61,48 @@ pub struct GrpcStream {
 struct PrefaceGuard {
     missing: usize,
     timeout: Pin<Box<Sleep>>,
+}
+
+/// Bounds what is read of a connection that has shown no good credentials: whatever it floods with, frames, resets,
+/// settings, it does so slowly.
+struct Throttle {
+    /// What may still be read; one read may go below.
+    left: i64,
+    at: Instant,
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+impl Throttle {
+    /// Some hundred enrolments, or calls without credentials.
+    const AT_ONCE: i64 = 128 * 1024;
+    const BYTES_PER_S: i64 = 16 * 1024;
+    /// How long is waited at least.
+    const REST: Duration = Duration::from_millis(250);
+
+    fn new(now: Instant) -> Self {
+        Throttle { left: Self::AT_ONCE, at: now, wait: None }
+    }
+
+    /// Ready when something may be read.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(wait) = &mut self.wait {
+            ready!(wait.as_mut().poll(cx));
+            self.wait = None;
+        }
+        if self.left > 0 {
+            return Poll::Ready(());
+        }
+        let now = Instant::now();
+        let ms = i64::try_from(now.saturating_duration_since(self.at).as_millis()).unwrap_or(i64::MAX);
+        self.left = self.left.saturating_add(ms.saturating_mul(Self::BYTES_PER_S) / 1_000).min(Self::AT_ONCE);
+        self.at = now;
+        if self.left > 0 {
+            return Poll::Ready(());
+        }
+        let wait = self.wait.insert(Box::pin(sleep(Self::REST)));
+        let _ = wait.as_mut().poll(cx);
+        Poll::Pending
+    }
 }
 
 /// What a connection holds as long as it is open.
@@ -92,14 +137,30 @@ impl GrpcStream {
             Place::Node(guard) => (guard.closed(), None),
         };
         let closed = closed.clone();
+        let throttle = voucher.as_ref().map(|_| Throttle::new(Instant::now()));
         let timeout = Box::pin(sleep(HANDSHAKE_TIMEOUT));
         GrpcStream {
             info: CallerInfo { face, certificate, remote, local, voucher },
             stream,
             preface: Some(PrefaceGuard { missing: PREFACE_BYTES, timeout }),
+            throttle,
             until_closed: Box::pin(closed.clone().cancelled_owned()),
             closed,
             held: Held { open, place },
+        }
+    }
+
+    /// So much was read.
+    fn count(&mut self, bytes: usize) {
+        let Place::Public(slot) = &self.held.place else { return };
+        if bytes == 0 {
+            return;
+        }
+        slot.touch(Instant::now());
+        match &mut self.throttle {
+            Some(_) if slot.has_vouched() => self.throttle = None,
+            Some(throttle) => throttle.left -= i64::try_from(bytes).unwrap_or(i64::MAX),
+            None => {}
         }
     }
 
@@ -135,13 +196,16 @@ impl AsyncRead for GrpcStream {
     ) -> Poll<io::Result<()>> {
         self.check_open()?;
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let may_read = match &mut self.throttle {
+            Some(throttle) => throttle.poll(cx),
+            None => Poll::Ready(()),
+        };
+        let read = match may_read {
+            Poll::Ready(()) => Pin::new(&mut self.stream).poll_read(cx, buf),
+            Poll::Pending => Poll::Pending,
+        };
         let count = buf.filled().len() - before;
-        if count > 0
-            && let Place::Public(slot) = &self.held.place
-        {
-            slot.touch(Instant::now());
-        }
+        self.count(count);
         if let Some(guard) = &mut self.preface {
             guard.missing = guard.missing.saturating_sub(count);
             if guard.missing == 0 {

@@ -223,6 +223,11 @@ impl Slot {
         self.occupant.active_ms.store(self.slots.ms(now), Ordering::Relaxed);
     }
 
+    /// Whether the connection has ever shown good credentials.
+    pub fn has_vouched(&self) -> bool {
+        self.occupant.vouched_ms.load(Ordering::Relaxed) != 0
+    }
+
     /// For whoever can tell good credentials.
     pub fn voucher(&self) -> Voucher {
         Voucher { start: self.slots.start, occupant: Arc::clone(&self.occupant) }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use p2p_common::command::{CommandBody, Outcome};
 use p2p_common::push::{PeerEntry, PeerReport};
@@ -15,6 +15,7 @@ use p2p_proto::v1::session_client::SessionClient;
 use p2p_proto::v1::session_down::Message as Down;
 use p2p_proto::v1::session_up::Message as Up;
 use p2p_proto::{convert, v1};
+use p2p_server_core::Arrival;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -316,13 +317,23 @@ async fn a_slow_reader_gets_the_newest_and_holds_nobody_up() {
     let world = World::start().await;
     let [a, b] = &world.peers;
     let (mut slow, _) = Attached::up(&world, a, &report(1, vec![])).await;
-    let (busy, _) = Attached::up(&world, b, &report(1, vec![])).await;
+    // Straight to the hub: over the port one Peer may not report as often.
+    let arrival = Arrival {
+        id: b.id,
+        incarnation: run(1),
+        key_hash: b.key_hash,
+        seen_from: world.addr,
+        report: report(1, vec![]),
+        since: UnixMs(0),
+    };
+    let hub = &world.context.hub;
+    let busy = hub.open(arrival, None).await.unwrap();
     slow.follow(b.id, |entry| entry.is_some()).await;
     // Entries of some 16 KiB, 10 MiB in all: more than connections and windows hold.
     let services = |n: usize| (0..250).map(|i| offer(&format!("{n}-{i}-{}", "x".repeat(30)))).collect();
     let changes = 600;
     for seq in 2..=changes {
-        busy.report(&report(seq, services(seq as usize))).await;
+        hub.report(busy.id, report(seq, services(seq as usize))).await.unwrap();
     }
     let mut cluster = ClusterClient::new(world.client(Some(&world.reader)).await);
     let newest = format!("at {changes}");
@@ -349,4 +360,42 @@ async fn a_hundred_sessions_in_a_row_leave_nothing() {
         drop(attached);
     }
     until("all sessions to go", || world.context.hub.sessions() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_reports_without_end_is_read_slowly() {
+    let world = World::start().await;
+    let [a, b] = &world.peers;
+    let (mut one, _) = Attached::up(&world, a, &report(1, vec![])).await;
+    let (two, _) = Attached::up(&world, b, &report(1, vec![])).await;
+    let start = Instant::now();
+    for seq in 2..=38 {
+        two.report(&report(seq, vec![])).await;
+    }
+    // The 32 at once, the last ones four a second; a report of the other one is not held up by them.
+    one.follow(b.id, |entry| entry.is_some_and(|entry| entry.report.seq >= 33)).await;
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    one.report(&report(2, vec![offer("web.example")])).await;
+    until("a report of the other", || world.context.hub.sessions() == 2).await;
+    one.follow(b.id, |entry| entry.is_some_and(|entry| entry.report.seq == 38)).await;
+    assert!(start.elapsed() >= Duration::from_millis(1_200), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_opens_few_sessions_at_a_time() {
+    let world = World::start().await;
+    let [a, b] = &world.peers;
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(Attached::silent(&world, a).await);
+    }
+    let (_up, requests) = mpsc::channel(1);
+    let mut client = SessionClient::new(world.node(a).await.unwrap());
+    let refused = client.attach(ReceiverStream::new(requests)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    Attached::up(&world, b, &report(1, vec![])).await;
+    drop(silent);
+    let mut again = Attached::silent(&world, a).await;
+    again.say(Up::Open(open(a, &report(1, vec![])))).await;
+    assert!(matches!(again.next().await, Some(Down::Welcome(_))));
 }
