@@ -11,9 +11,7 @@ use driver::{STATE, core, entry, follower, leader, voters};
 use libfuzzer_sys::fuzz_target;
 use p2p_proto::v1;
 use p2p_server::raft::wire::{message_from, message_to};
-use p2p_server_raft::{
-    Loaded, Membership, Message, MessageKind, Output, ProposalToken, RaftCore, ReadToken,
-};
+use p2p_server_raft::{Loaded, Membership, Message, MessageKind, Output, ProposalToken, RaftCore, ReadToken};
 use prost::Message as _;
 use steps::{Numbers, steps};
 

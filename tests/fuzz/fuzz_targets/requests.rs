@@ -64,6 +64,10 @@ requests! {
         hello(r.hello);
         let _ = (convert::name(&r.name, "name"), fuzzing::server_names(&r.addresses));
     },
+    "Enroll/Renew": RenewRequest => |r| {
+        hello(r.hello);
+        let _ = fuzzing::server_names(&r.addresses);
+    },
     "Session/Attach": SessionUp => |r| match r.message {
         Some(v1::session_up::Message::Open(open)) => {
             hello(open.hello);

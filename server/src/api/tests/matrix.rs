@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 use http::Request;
-use p2p_common::command::{CommandBody, TokenRole};
+use p2p_common::command::{CommandBody, Outcome, TokenRole};
 use p2p_common::{ClusterId, ErrorCode, UnixMs};
 use p2p_proto::status::CODE_KEY;
 use p2p_proto::v1;
+use p2p_runtime::clock::unix_now;
 use p2p_runtime::identity::Token;
 use p2p_runtime::tls::ConnectError;
 use p2p_server_core::METHODS;
@@ -24,6 +25,8 @@ use uuid::Uuid;
 
 use super::world::{CLUSTER, Node, World, bearer, ca, peer, record};
 use crate::api::rate_limit::BURST;
+
+const DAY_MS: u64 = 86_400_000;
 
 /// Whom a method serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +116,8 @@ enum Verdict {
     Denied,
     Unauthenticated(ErrorCode),
     Limited,
+    /// The connection is gone.
+    Closed,
 }
 
 use Verdict::{Admitted, Denied};
@@ -130,13 +135,17 @@ pub(super) async fn probe(channel: Channel, path: &str, authorization: Option<&s
 }
 
 async fn call(mut channel: Channel, path: &str, authorization: Option<&str>) -> Verdict {
-    std::future::poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+    if std::future::poll_fn(|cx| channel.poll_ready(cx)).await.is_err() {
+        return Verdict::Closed;
+    }
     let mut request = Request::post(path).header("content-type", "application/grpc").header("te", "trailers");
     if let Some(value) = authorization {
         request = request.header("authorization", value);
     }
     let empty_message = axum::body::Body::from(&[0u8; 5][..]);
-    let response = channel.call(request.body(Body::new(empty_message)).unwrap()).await.unwrap();
+    let Ok(response) = channel.call(request.body(Body::new(empty_message)).unwrap()).await else {
+        return Verdict::Closed;
+    };
     let headers = response.headers();
     let code = |name| headers.get(name).map(|value| value.to_str().unwrap().parse::<u32>().unwrap());
     match code("grpc-status").map(|code| Code::from(code as i32)) {
@@ -280,6 +289,62 @@ async fn a_certificate_alone_opens_nothing() {
         let refused = world.node(&Node::new(ca, id)).await.unwrap_err();
         assert!(matches!(refused, ConnectError::Handshake(_) | ConnectError::Http2(_)), "{refused}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_with_a_bad_certificate_may_renew_it_and_nothing_else() {
+    let world = World::start().await;
+    let (now, peer) = (unix_now(), &world.peers[0]);
+    let (past, ahead) = (UnixMs(now.0 - 30 * DAY_MS), UnixMs(now.0 + 2 * DAY_MS));
+    let other_ca = ca(CLUSTER);
+    // Both come in by the pinned key.
+    for (what, ca, signed) in [("expired", &world.ca, past), ("of another CA", &other_ca, now)] {
+        peer.show(ca, signed, &world.ca);
+        let channel = world.node(peer).await.unwrap();
+        for (path, serves, verdict) in verdicts(&channel, None).await {
+            let agreed = match serves.verdict(Role::Peer) {
+                Admitted if path == "/p2p.v1.Enroll/Renew" => Admitted,
+                Admitted => Verdict::Unauthenticated(ErrorCode::CertificateExpired),
+                refused => refused,
+            };
+            assert_eq!(verdict, agreed, "{path} as a Peer with a certificate that is {what}");
+        }
+    }
+    // Dates that lie ahead are another clock's fault, and Servers are known by their keys alone.
+    let bad = [(peer, Role::Peer, &world.ca, ahead), (&world.other, Role::Server, &world.ca, ahead)];
+    let servers = [(&world.ca, UnixMs(now.0 - 200 * DAY_MS)), (&other_ca, now)];
+    let servers = servers.map(|(ca, signed)| (&world.other, Role::Server, ca, signed));
+    for (node, role, ca, signed) in bad.into_iter().chain(servers) {
+        node.show(ca, signed, &world.ca);
+        let channel = world.node(node).await.unwrap();
+        for (path, serves, verdict) in verdicts(&channel, None).await {
+            assert_eq!(verdict, serves.verdict(role), "{path} as {role:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoked_keys_open_nothing() {
+    let world = World::start().await;
+    // Also over connections that were open before.
+    let mut channels = Vec::new();
+    for node in [&world.peers[0], &world.other] {
+        let channel = world.node(node).await.unwrap();
+        assert_eq!(call(channel.clone(), "/p2p.v1.Cluster/GetStatus", None).await, Admitted);
+        channels.push(channel);
+        let (reason, now) = ("lost".to_owned(), unix_now());
+        let body = CommandBody::Revoke { id: node.id, key_hash: None, reason, now };
+        assert_eq!(world.propose(body).await, Outcome::Done);
+        channels.extend(world.node(node).await.ok());
+    }
+    for channel in &channels {
+        for (path, _, verdict) in verdicts(channel, Some(&bearer(&world.operator))).await {
+            let revoked = Verdict::Unauthenticated(ErrorCode::Revoked);
+            assert!(verdict == revoked || verdict == Verdict::Closed, "{path}: {verdict:?}");
+        }
+    }
+    let node = world.node(&world.peers[1]).await.unwrap();
+    assert_eq!(call(node, "/p2p.v1.Cluster/GetStatus", None).await, Admitted, "others are not concerned");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
