@@ -16,7 +16,7 @@ use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::identity::{DataDir, NodeIdentity};
 use p2p_runtime::tcp;
 use p2p_runtime::tls::{Credentials, ServerTls};
-use slog::{Logger, info, warn};
+use slog::{Logger, info};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -45,8 +45,6 @@ const GRACE: Duration = Duration::from_secs(5);
 const FILES_RESERVED: u64 = 256;
 /// More connections than this are another Peer's, whatever the system allows.
 const CONNECTIONS_MAX: u64 = 65_536;
-/// When the system does not say how many files may be open.
-const FILES_ASSUMED: u64 = 1_024;
 
 /// A running Peer.
 #[derive(Debug)]
@@ -124,7 +122,9 @@ impl Peer {
         let (id, cluster_id) = (identity.id(), enrolment.cluster_id);
         let incarnation = Incarnation::new(Uuid::now_v7());
         let listen = ports.ingress.local_addr().map_err(|e| failed(&e))?;
-        let limits = limits(&log);
+        let files = tcp::raise_open_files(&log);
+        let limits = limits(files);
+        info!(log, "limits"; "open_files" => files, "connections" => limits.connections);
 
         let at = Moment { now: clock.now(), unix: unix_now() };
         let mut agent = Agent::new(
@@ -278,23 +278,22 @@ impl Peer {
         tasks.spawn(services.run(stop.clone()));
         tasks.spawn(pool.run(stop.clone()));
         tasks.spawn(ingress.run(ports.ingress, stop.clone(), GRACE));
-        tasks.spawn(admin::serve(ports.metrics, router, stop.clone(), log.clone()));
+        tasks.spawn(admin::serve(
+            ports.metrics,
+            router,
+            admin::connections_within(files),
+            stop.clone(),
+            log.clone(),
+        ));
         tasks.spawn(api.serve(local, stop.clone(), log));
         Ok(Peer { id, stop, tasks })
     }
 }
 
-/// What the system's limit on open files allows: a forward takes two, as ingress and as owner alike.
-fn limits(log: &Logger) -> IngressLimits {
-    let files = match tcp::raise_open_files() {
-        Ok(files) => files.now.unwrap_or(u64::MAX),
-        Err(error) => {
-            warn!(log, "cannot raise the limit on open files"; "error" => %error);
-            FILES_ASSUMED
-        }
-    };
-    let connections = (files.saturating_sub(FILES_RESERVED) / 2).clamp(64, CONNECTIONS_MAX);
-    info!(log, "limits"; "open_files" => files, "connections" => connections);
+/// What `files` open files allow: a forward takes two, as ingress and as owner alike.
+fn limits(files: u64) -> IngressLimits {
+    let reserved = FILES_RESERVED + admin::connections_within(files) as u64;
+    let connections = (files.saturating_sub(reserved) / 2).clamp(64, CONNECTIONS_MAX);
     IngressLimits {
         connections: connections as usize,
         // One other Peer may open all its 1,024 tunnels at once: half of the newcomers are lent to one source.

@@ -59,6 +59,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between the first refusal of a Server that left and the answer to its leave: a round trip.
 const LEAVE_HEARD: Duration = Duration::from_millis(500);
 
+/// Files for everything but the ports' connections: the store, logs, and some ten connections to each other Server.
+const FILES_RESERVED: u64 = 512;
+
 /// The bound ports.
 struct Ports {
     api: TcpListener,
@@ -66,14 +69,28 @@ struct Ports {
     registry: TcpListener,
 }
 
+/// How many connections the ports hold, so that all of them fit into the files that may be open.
+#[derive(Debug, Clone, Copy)]
+struct PortLimits {
+    api: ListenLimits,
+    /// Of the operations port, and of the registry's.
+    http: usize,
+}
+
+impl PortLimits {
+    fn within(files: u64) -> Self {
+        let http = admin::connections_within(files);
+        let api = ListenLimits::within(files.saturating_sub(FILES_RESERVED + 2 * http as u64));
+        PortLimits { api, http }
+    }
+}
+
 /// Runs a Server until it is told to stop.
 ///
 /// # Errors
 /// When it cannot start, or can go on only with an operator's help.
 pub async fn run(config: ServerConfig, log: Logger, shutdown: Shutdown) -> Result<(), Exit> {
-    if let Err(error) = tcp::raise_open_files() {
-        warn!(log, "limit on open files not raised"; "error" => %error);
-    }
+    let limits = PortLimits::within(tcp::raise_open_files(&log));
     let clock = Clock::start();
     let dir = DataDir::open(&config.data).map_err(|e| Exit::failed(chain(&e)))?;
     let ports = bind(&config)?;
@@ -87,7 +104,7 @@ pub async fn run(config: ServerConfig, log: Logger, shutdown: Shutdown) -> Resul
     };
     let log = log.new(o!("server" => admitted.identity.name().to_owned()));
     Box::pin(serve(
-        Parts { config, dir, clock, ports, listen, addresses, incarnation, admitted, log },
+        Parts { config, dir, clock, ports, limits, listen, addresses, incarnation, admitted, log },
         shutdown,
     ))
     .await
@@ -100,6 +117,7 @@ struct Parts {
     /// Its start counts as the Server's.
     clock: Clock,
     ports: Ports,
+    limits: PortLimits,
     listen: SocketAddr,
     addresses: Vec<HostPort>,
     incarnation: Incarnation,
@@ -108,7 +126,7 @@ struct Parts {
 }
 
 async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
-    let Parts { config, dir, clock, ports, listen, addresses, incarnation, admitted, log } = parts;
+    let Parts { config, dir, clock, ports, limits, listen, addresses, incarnation, admitted, log } = parts;
     let Admitted { identity, credentials, ca, store, stored, state, is_new } = admitted;
     // Its lock is held until this function ends: until nobody writes there any more.
     let dir = Arc::new(dir);
@@ -236,7 +254,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         .add_service(v1::raft_server::RaftServer::new(raft).max_decoding_message_size(BATCH_BYTES_MAX));
     let acceptor = Acceptor {
         tls: ServerTls::api(credentials),
-        limits: ListenLimits::default(),
+        limits: limits.api,
         metrics: listen_metrics,
         nodes: NodeConnections::default(),
         stop: stop.clone(),
@@ -248,12 +266,14 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     tasks.spawn(admin::serve(
         ports.ops,
         admin::router(admin::METRICS_PATH, Arc::new(registry), ready),
+        limits.http,
         stop.clone(),
         log.new(o!("room" => "ops")),
     ));
     tasks.spawn(admin::serve(
         ports.registry,
         discovery::router(driver.view.clone(), remotes.connected()),
+        limits.http,
         stop.clone(),
         log.new(o!("room" => "registry")),
     ));
@@ -431,4 +451,20 @@ fn print_join_commands(config: &ServerConfig, listen: SocketAddr) {
          p2p-peer run --data DIR --servers {address} --token \"$(p2p-server token create --data {data} --role peer)\" \
          --service NAME=HOST:PORT"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_of_all_ports_fit_into_the_files() {
+        for files in [1_024, 4_096, 20_000, 1 << 20, u64::MAX] {
+            let limits = PortLimits::within(files);
+            let all = limits.api.files() + 2 * limits.http as u64 + FILES_RESERVED;
+            assert!(all <= files && limits.http > 0 && limits.api.nodes_max >= 256, "{files}: {limits:?}");
+        }
+        // The usual limit of a service under systemd, and what tests have.
+        assert!(PortLimits::within(20_000).api.nodes_max > 16_000);
+    }
 }

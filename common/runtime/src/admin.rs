@@ -82,12 +82,24 @@ async fn metrics(State(pages): State<Pages>) -> Response {
     }
 }
 
-/// Serves `router` until `stop`; requests under way get two seconds to finish.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, log: Logger) {
+/// How many connections a port has where `files` may be open: at most [`CONNECTIONS_MAX`].
+pub fn connections_within(files: u64) -> usize {
+    usize::try_from(files / 32).unwrap_or(usize::MAX).clamp(1, CONNECTIONS_MAX)
+}
+
+/// Serves `router` until `stop`, at most `connections_max` clients at a time; requests under way get two seconds to
+/// finish.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    connections_max: usize,
+    stop: CancellationToken,
+    log: Logger,
+) {
     let connections = TaskTracker::new();
     let slots = Slots::new(SlotLimits {
-        slots_max: CONNECTIONS_MAX,
-        per_source: CONNECTIONS_PER_SOURCE,
+        slots_max: connections_max,
+        per_source: CONNECTIONS_PER_SOURCE.min(connections_max),
         // A request takes milliseconds, and who has just asked is idle for less time than who has not.
         spared: Duration::ZERO,
     });

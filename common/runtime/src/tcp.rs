@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use p2p_common::addr::HostPort;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use slog::{Logger, warn};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -244,25 +245,27 @@ pub fn use_bbr(stream: &TcpStream) -> CongestionReport {
     CongestionReport { in_use: String::from_utf8_lossy(name).into_owned(), bbr_refused }
 }
 
-/// The limit on open files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenFiles {
-    /// The soft limit the process was started with; `None` is unlimited.
-    pub before: Option<u64>,
-    /// The soft limit now.
-    pub now: Option<u64>,
-}
+/// When the system does not say how many files may be open.
+const FILES_ASSUMED: u64 = 1_024;
 
-/// Raises the soft limit on open files to the hard limit: a connection is a file, and 1,024 are few.
-///
-/// # Errors
-/// When the system refuses; the process can go on with what it has.
-pub fn raise_open_files() -> io::Result<OpenFiles> {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+/// Raises the soft limit on open files to the hard limit, a connection is a file and 1,024 are few, and says how many
+/// files that are; without a limit, [`u64::MAX`]. Where the system refuses it is told, and the process goes on with
+/// few.
+pub fn raise_open_files(log: &Logger) -> u64 {
+    let raised = || {
+        let limit = getrlimit(Resource::Nofile);
+        if limit.current != limit.maximum {
+            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+        }
+        io::Result::Ok(getrlimit(Resource::Nofile).current)
+    };
+    match raised() {
+        Ok(files) => files.unwrap_or(u64::MAX),
+        Err(error) => {
+            warn!(log, "limit on open files not raised"; "error" => %error, "assumed" => FILES_ASSUMED);
+            FILES_ASSUMED
+        }
     }
-    Ok(OpenFiles { before: limit.current, now: getrlimit(Resource::Nofile).current })
 }
 
 #[cfg(test)]
@@ -338,7 +341,7 @@ mod tests {
 
     #[test]
     fn open_files_end_at_the_hard_limit() {
-        let files = raise_open_files().unwrap();
-        assert_eq!(files.now, getrlimit(Resource::Nofile).maximum);
+        let files = raise_open_files(&Logger::root(slog::Discard, slog::o!()));
+        assert_eq!(files, getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX));
     }
 }

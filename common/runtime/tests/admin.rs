@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::{get, post};
 use p2p_runtime::admin::{
-    BODY_BYTES_MAX, BODY_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, METRICS_PATH, READER_TIMEOUT, Readiness,
-    router, serve,
+    BODY_BYTES_MAX, BODY_TIMEOUT, CONNECTIONS_MAX, HEAD_TIMEOUT, IDLE_TIMEOUT, METRICS_PATH, READER_TIMEOUT,
+    Readiness, router, serve,
 };
 use p2p_runtime::tcp;
 use prometheus_client::metrics::counter::Counter;
@@ -41,7 +41,8 @@ fn open() -> Port {
         .route("/count", post(async |body: axum::body::Bytes| body.len().to_string()))
         .route("/waits", get(async || tokio::time::sleep(Duration::from_secs(45)).await));
     let pages = router(METRICS_PATH, Arc::new(registry), readiness).merge(big);
-    let done = tokio::spawn(serve(listener, pages, stop.clone(), Logger::root(Discard, o!())));
+    let done =
+        tokio::spawn(serve(listener, pages, CONNECTIONS_MAX, stop.clone(), Logger::root(Discard, o!())));
     Port { addr, ready, stop, done }
 }
 

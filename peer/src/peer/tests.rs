@@ -306,3 +306,14 @@ async fn a_lost_server_is_redialled() {
     assert_eq!(peer.status().await.state, "working");
     peer.stopped().await;
 }
+
+#[test]
+fn the_bounds_of_all_ports_fit_into_the_files() {
+    for files in [1_024, 4_096, 20_000, 1 << 20, u64::MAX] {
+        let limits = limits(files);
+        let http = admin::connections_within(files) as u64;
+        let all = 2 * limits.connections as u64 + http + FILES_RESERVED;
+        assert!(all <= files && limits.connections >= 64, "{files}: {limits:?}");
+        assert!(limits.newcomers > 0 && limits.newcomers <= limits.connections, "{files}: {limits:?}");
+    }
+}

@@ -77,6 +77,33 @@ impl Default for ListenLimits {
     }
 }
 
+impl ListenLimits {
+    /// What fits into `files` open files: strangers get at most a sixteenth of them for each of handshakes and
+    /// connections, nodes the rest.
+    pub fn within(files: u64) -> Self {
+        let defaults = ListenLimits::default();
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let of_strangers = |most: usize| most.min(files / 16);
+        let handshakes_max = of_strangers(defaults.handshakes_max);
+        let public_max = of_strangers(defaults.public_max);
+        let nodes_max = defaults.nodes_max.min(files - handshakes_max - public_max);
+        let share = |most: usize, all: usize| most.min((all / 4).max(1));
+        ListenLimits {
+            handshakes_max,
+            handshakes_per_source: share(defaults.handshakes_per_source, handshakes_max),
+            nodes_max,
+            per_node: defaults.per_node,
+            public_max,
+            public_per_source: share(defaults.public_per_source, public_max),
+        }
+    }
+
+    /// The files it takes when all places are.
+    pub fn files(&self) -> u64 {
+        (self.handshakes_max + self.nodes_max + self.public_max) as u64
+    }
+}
+
 /// Counts of a port.
 #[derive(Debug, Clone, Default)]
 pub struct ListenMetrics {
@@ -258,5 +285,21 @@ impl Door {
             warn!(self.acceptor.log, "connections refused, the port is full"; "remote" => %remote,
                 "full" => what, "reason" => reason);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_the_files_all_places_fit_and_nodes_have_most() {
+        for files in [64, 512, 1_000, 4_096, 18_000, 20_000, 1 << 20, u64::MAX] {
+            let limits = ListenLimits::within(files);
+            assert!(limits.files() <= files, "{files}: {limits:?}");
+            assert!(limits.nodes_max >= 8 * limits.public_max, "{files}: {limits:?}");
+            assert!(limits.handshakes_per_source > 0 && limits.public_per_source > 0, "{files}: {limits:?}");
+        }
+        assert_eq!(ListenLimits::within(1 << 20), ListenLimits::default());
     }
 }
