@@ -171,6 +171,23 @@ pub struct Grants {
     pub may_advertise: NamePatterns,
 }
 
+impl Grants {
+    /// At most so many bytes of patterns: they travel with every entry of table E, and in certificates.
+    pub const BYTES_MAX: usize = 4_096;
+
+    /// The bytes of all patterns together.
+    pub fn bytes(&self) -> usize {
+        let lists = [&self.may_offer, &self.may_reach, &self.may_advertise];
+        lists.into_iter().flat_map(NamePatterns::iter).map(|pattern| pattern.as_str().len()).sum()
+    }
+
+    /// Lets nothing through.
+    pub const fn none() -> Self {
+        const NONE: NamePatterns = NamePatterns::none();
+        Grants { may_offer: NONE, may_reach: NONE, may_advertise: NONE }
+    }
+}
+
 impl Default for Grants {
     /// Every service; no address but the one that is seen.
     fn default() -> Self {
@@ -237,6 +254,7 @@ mod tests {
         let grants = Grants::default();
         assert!(grants.may_offer.matches("a") && grants.may_reach.matches("a"));
         assert!(!grants.may_advertise.matches("a:1"));
+        assert_eq!((grants.bytes(), Grants::none().bytes()), (2, 0));
     }
 
     proptest::proptest! {

@@ -60,7 +60,7 @@ const ENTRY_BYTES: usize = 128;
 impl PeerEntry {
     /// About how many bytes it takes on a wire or in memory.
     pub fn estimated_bytes(&self) -> usize {
-        ENTRY_BYTES + self.report.estimated_bytes()
+        ENTRY_BYTES + self.grants.bytes() + self.report.estimated_bytes()
     }
 
     /// Orders two entries of one Peer: the greater one is newer.

@@ -7,6 +7,7 @@
 
 mod audit;
 mod client;
+mod identity;
 mod members;
 mod recovery;
 mod settings;
@@ -75,6 +76,11 @@ enum Verb {
     Token {
         #[command(subcommand)]
         verb: token::TokenVerb,
+    },
+    /// List, change, free and make the identities of nodes
+    Identity {
+        #[command(subcommand)]
+        verb: identity::IdentityVerb,
     },
     /// Show what operators asked of one Server, and what was refused
     Audit(audit::AuditArgs),
@@ -180,6 +186,7 @@ fn ask(verb: Verb) -> Result<(), Exit> {
             Verb::Status(args) => show::status(&args).await,
             Verb::Settings { verb } => settings::run(verb).await,
             Verb::Token { verb } => token::run(verb).await,
+            Verb::Identity { verb } => identity::run(verb).await,
             Verb::Backup(args) => recovery::take_backup(args).await,
         }
     })
@@ -213,6 +220,12 @@ mod tests {
             "p2p-server settings unset description --data d --json",
             "p2p-server token list --data d",
             "p2p-server token revoke 00000000000000ff --data d",
+            "p2p-server token create --role peer --may-offer web*,db --may-reach * --may-advertise 203.0.113.7:* --ephemeral --name pod --data d",
+            "p2p-server identity list --kind peer --revoked --data d --json",
+            "p2p-server identity show Cf81d4fae-7dec-4d00-a765-00a0c91e6bf6 --data d",
+            "p2p-server identity reset Cf81d4fae-7dec-4d00-a765-00a0c91e6bf6 --data d",
+            "p2p-server identity set Cf81d4fae-7dec-4d00-a765-00a0c91e6bf6 --may-offer= --may-reach web --data d",
+            "p2p-server identity issue --out /srv/p9 --name p9 --may-reach web --data d",
             "p2p-server audit --data d --json --last 0",
             "p2p-server backup --data d --out cluster.backup",
             "p2p-server restore --data e --from cluster.backup",
@@ -228,6 +241,7 @@ mod tests {
             "p2p-server members --server h:1",
             "p2p-server run --dta d",
             "p2p-server settings set voter_replace 5m --data d",
+            "p2p-server identity set not-an-id --data d",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

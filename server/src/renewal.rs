@@ -55,7 +55,8 @@ pub(crate) fn grant(state: &ClusterState, id: NodeId, now: UnixMs) -> Certificat
         NodeKind::Server => state.server_certificate_lifetime(),
         NodeKind::Peer => state.peer_certificate_lifetime(),
     };
-    CertificateGrant { lifetime, ..CertificateGrant::new(id, now) }
+    let grants = state.identities.get(&id).map(|identity| identity.grants.clone()).unwrap_or_default();
+    CertificateGrant { lifetime, grants, ..CertificateGrant::new(id, now) }
 }
 
 /// Keeps this Server's own certificate good.

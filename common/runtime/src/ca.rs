@@ -7,18 +7,20 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use p2p_common::grants::Grants;
 use p2p_common::{ClusterId, KeyHash, NodeId, NodeKind, UnixMs};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, DnsName};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::identity::{
-    BadTrust, CaFingerprint, DataDir, DataDirError, DataDirView, FileMode, KeyError, NodeKey, PeerIdentity,
-    TRUST_FILE, TrustBundle, node_uri,
+    BadTrust, CaFingerprint, DataDir, DataDirError, DataDirView, FileMode, GRANTS_OID, KeyError, NodeKey,
+    PeerIdentity, TRUST_FILE, TrustBundle, encode_grants, node_uri,
 };
 
 /// A CA outlives what it signs many times; a change of it is an operator's decision.
@@ -91,19 +93,21 @@ pub struct CertificateGrant {
     pub now: UnixMs,
     /// How long it holds from then on.
     pub lifetime: Duration,
+    /// What a Peer may do; everybody's are not written into it.
+    pub grants: Grants,
 }
 
 impl CertificateGrant {
     /// At most this many names.
     pub const NAMES_MAX: usize = 64;
 
-    /// A certificate for `id`, signed `now`, without names, with the lifetime of its kind.
+    /// A certificate for `id`, signed `now`, without names, with the lifetime of its kind and everybody's grants.
     pub fn new(id: NodeId, now: UnixMs) -> Self {
         let lifetime = match id.kind() {
             NodeKind::Server => SERVER_LIFETIME,
             NodeKind::Peer => PEER_LIFETIME,
         };
-        CertificateGrant { id, names: Vec::new(), now, lifetime }
+        CertificateGrant { id, names: Vec::new(), now, lifetime, grants: Grants::default() }
     }
 }
 
@@ -250,6 +254,9 @@ impl ClusterCa {
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         (params.not_before, params.not_after) = validity(grant.now, grant.lifetime)?;
+        let grants = encode_grants(&grant.grants).filter(|_| grant.id.kind() == NodeKind::Peer);
+        params.custom_extensions =
+            grants.into_iter().map(|grants| CustomExtension::from_oid_content(GRANTS_OID, grants)).collect();
         let certificate = params.signed_by(&key, &self.issuer).map_err(CaError::Sign)?.der().clone();
         let key_hash =
             PeerIdentity::of_certificate(&certificate).expect("it was signed with one name").key_hash;
@@ -349,6 +356,21 @@ mod tests {
         assert_eq!(validity.not_after.timestamp() as u64, now.secs() + 90 * 86_400);
         assert_eq!(x509.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 6);
         assert!(!x509.is_ca());
+    }
+
+    #[test]
+    fn a_peer_carries_its_grants_and_a_server_none() {
+        let (ca, key) = (ca(), NodeKey::generate().unwrap());
+        let narrow = Grants { may_reach: "web*".parse().unwrap(), ..Grants::default() };
+        for (id, grants, read) in [
+            (peer(), narrow.clone(), narrow.clone()),
+            (peer(), Grants::default(), Grants::default()),
+            (server(), narrow, Grants::default()),
+        ] {
+            let grant = CertificateGrant { grants, ..CertificateGrant::new(id, unix_now()) };
+            let signed = ca.sign(&key.certificate_request(id).unwrap(), &grant).unwrap();
+            assert_eq!(crate::identity::grants_of_certificate(&signed.certificate), read);
+        }
     }
 
     #[test]

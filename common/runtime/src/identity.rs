@@ -19,6 +19,7 @@
 
 mod certificate;
 mod data_dir;
+mod grants;
 mod key;
 mod node;
 mod token;
@@ -26,10 +27,12 @@ mod trust;
 
 pub use certificate::{BadCertificate, CertificateDates, PeerIdentity};
 pub use data_dir::{DataDir, DataDirError, DataDirView, FileMode};
+pub use grants::grants_of_certificate;
 pub use key::{KeyError, NodeKey};
 pub use node::{Enrolment, IdentityError, NodeIdentity};
 pub use token::{BadToken, Token};
 pub use trust::{BadTrust, CaFingerprint, TrustBundle};
 
 pub(crate) use certificate::node_uri;
+pub(crate) use grants::{GRANTS_OID, encode as encode_grants};
 pub(crate) use node::TRUST_FILE;

@@ -303,16 +303,18 @@ pub fn grants_to(grants: &Grants) -> v1::Grants {
 /// Received grants. Where a message has none, everybody's are meant.
 ///
 /// # Errors
-/// When a pattern is none, or there are too many.
+/// When a pattern is none, or there are too many, or they are too long together.
 pub fn grants_from(grants: v1::Grants) -> Result<Grants, ConvertError> {
     let patterns = |texts: &[String], field| {
         NamePatterns::from_texts(texts).map_err(|e| ConvertError::new(field, e.to_string()))
     };
-    Ok(Grants {
+    let grants = Grants {
         may_offer: patterns(&grants.may_offer, "may_offer")?,
         may_reach: patterns(&grants.may_reach, "may_reach")?,
         may_advertise: patterns(&grants.may_advertise, "may_advertise")?,
-    })
+    };
+    bounded(grants.bytes(), Grants::BYTES_MAX, "grants")?;
+    Ok(grants)
 }
 
 /// The wire form of a row of table E.

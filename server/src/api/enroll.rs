@@ -1,7 +1,7 @@
 //! Enrolment and renewal. A node with a join token gets its Id bound to its key, and a certificate that says so.
 //!
 //! ```text
-//! hello ─► CA here? ─► certificate made from the request, which proves the key ─► token known here?
+//! hello ─► CA here? ─► token known here? ─► certificate made from the request, which proves the key
 //!     ─► raft binds Id to key and spends a use ─► certificate handed out
 //! ```
 //!
@@ -17,7 +17,9 @@
 use std::sync::Arc;
 
 use p2p_common::addr::HostPort;
+use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{CommandBody, TokenId};
+use p2p_common::grants::Grants;
 use p2p_common::member::Member;
 use p2p_common::wire::{Expected, Hello};
 use p2p_common::{ErrorCode, NodeId, NodeKind, RequestId};
@@ -60,16 +62,6 @@ impl EnrollApi {
         Ok(hello)
     }
 
-    /// The CA with its key.
-    fn ca(&self) -> Result<Arc<ClusterCa>, Status> {
-        self.context.ca.borrow().clone().ok_or_else(|| {
-            refuse(
-                ErrorCode::Unavailable,
-                "this server does not hold the CA key yet: ask another one, or here in a moment",
-            )
-        })
-    }
-
     /// What a certificate for `id` says, signed now.
     async fn grant(&self, id: NodeId, addresses: &[String]) -> Result<CertificateGrant, Status> {
         let names = if id.kind() == NodeKind::Server { names(addresses)? } else { Vec::new() };
@@ -100,6 +92,16 @@ impl EnrollApi {
     }
 }
 
+/// The CA with its key.
+pub(super) fn signing_ca(context: &ApiContext) -> Result<Arc<ClusterCa>, Status> {
+    context.ca.borrow().clone().ok_or_else(|| {
+        refuse(
+            ErrorCode::Unavailable,
+            "this server does not hold the CA key yet: ask another one, or here in a moment",
+        )
+    })
+}
+
 /// The names a Server's certificate carries: the hosts it is reached at.
 pub(crate) fn names(addresses: &[String]) -> Result<Vec<String>, Status> {
     if addresses.len() > Member::ADDRESSES_MAX {
@@ -117,7 +119,13 @@ pub(crate) fn names(addresses: &[String]) -> Result<Vec<String>, Status> {
     Ok(names)
 }
 
-fn not_signed(error: &CaError) -> Status {
+/// What a node may do that enrols with this token: its Id is bound already, or the token says it.
+fn grants_of_newcomer(state: &ClusterState, id: NodeId, token: TokenId) -> Grants {
+    let bound = state.identities.get(&id).map(|identity| &identity.grants);
+    bound.or(state.tokens.get(&token).map(|token| &token.grants)).cloned().unwrap_or_default()
+}
+
+pub(super) fn not_signed(error: &CaError) -> Status {
     let code = match error {
         CaError::Request(_)
         | CaError::RequestKey
@@ -137,13 +145,15 @@ impl Enroll for EnrollApi {
         let hello = convert::hello_from(request.hello).map_err(|e| malformed(&e))?;
         let hello = self.check_hello(hello, &caller)?;
         let name = convert::name(&request.name, "name").map_err(|e| malformed(&e))?;
-        let ca = self.ca()?;
-        let grant = self.grant(hello.from, &request.addresses).await?;
-        let signed = ca.sign(&request.csr, &grant).map_err(|e| not_signed(&e))?;
-
+        let ca = signing_ca(&self.context)?;
         let token_id = TokenId(request.token_id);
         let secret_hash: [u8; 32] = Sha256::digest(&request.token_secret).into();
         self.check_token(token_id, &secret_hash).await?;
+        let grant = self.grant(hello.from, &request.addresses).await?;
+        let grants = grants_of_newcomer(&self.context.proposer.view().state, hello.from, token_id);
+        let grant = CertificateGrant { grants, ..grant };
+        let signed = ca.sign(&request.csr, &grant).map_err(|e| not_signed(&e))?;
+
         let body = CommandBody::Enrol {
             token_id,
             secret_hash,
@@ -172,7 +182,7 @@ impl Enroll for EnrollApi {
         let request = request.into_inner();
         let hello = convert::hello_from(request.hello).map_err(|e| malformed(&e))?;
         self.check_hello(hello, &caller)?;
-        let ca = self.ca()?;
+        let ca = signing_ca(&self.context)?;
         let grant = self.grant(node.node_id, &request.addresses).await?;
         let signed = ca.sign(&request.csr, &grant).map_err(|e| not_signed(&e))?;
         let shown = caller.certificate;

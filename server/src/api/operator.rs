@@ -1,8 +1,10 @@
-//! Changes by operators: tokens are created, listed and revoked, settings changed, Servers removed, the Master chosen, the
-//! whole state backed up.
+//! Changes by operators: tokens are created, listed and revoked, identities listed, changed, freed and made, settings
+//! changed, Servers removed, the Master chosen, the whole state backed up.
 //!
 //! The client mints a token's id and secret and sends the secret's hash, so that a repeated request names the same
 //! token. When it ends is decided here, by this Server's clock, and replicated with it.
+
+mod identities;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -54,6 +56,11 @@ fn bad(field: &'static str, reason: impl Into<String>) -> Status {
     malformed(&convert::ConvertError::new(field, reason))
 }
 
+/// Grants as an operator gave them; none are everybody's.
+fn grants(asked: Option<v1::Grants>) -> Result<Grants, Status> {
+    asked.map_or(Ok(Grants::default()), |asked| convert::grants_from(asked).map_err(|e| malformed(&e)))
+}
+
 /// The token asked for. Uses mean nothing for roles that do not enrol.
 pub(crate) fn record(request: &v1::CreateTokenRequest, created_at: UnixMs) -> Result<TokenRecord, Status> {
     let malformed = |e: convert::ConvertError| malformed(&e);
@@ -78,6 +85,14 @@ pub(crate) fn record(request: &v1::CreateTokenRequest, created_at: UnixMs) -> Re
         let message = format!("a token of role {} cannot be for this Id", role.as_str());
         return Err(bad("bound_id", message));
     }
+    let bound_name = convert::name(&request.bound_name, "bound_name").map_err(malformed)?;
+    if enrols.is_none() && !bound_name.is_empty() {
+        return Err(bad("bound_name", format!("a token of role {} enrols nobody", role.as_str())));
+    }
+    if enrols != Some(NodeKind::Peer) && (request.grants.is_some() || request.ephemeral) {
+        let message = format!("what a peer may do goes on a token of role peer, not {}", role.as_str());
+        return Err(bad("grants", message));
+    }
     Ok(TokenRecord {
         id: TokenId(request.token_id),
         role,
@@ -86,9 +101,9 @@ pub(crate) fn record(request: &v1::CreateTokenRequest, created_at: UnixMs) -> Re
         expires_at: created_at.plus(ttl),
         uses_left: if enrols.is_some() { request.uses } else { 0 },
         bound_id,
-        bound_name: None,
-        grants: Grants::default(),
-        ephemeral: false,
+        bound_name: Some(bound_name).filter(|name| !name.is_empty()),
+        grants: grants(request.grants.clone())?,
+        ephemeral: request.ephemeral,
         used_by: SharedSet::new(),
     })
 }
@@ -138,6 +153,9 @@ impl Operator for OperatorApi {
             uses_left: token.uses_left,
             bound_id: token.bound_id.map(|id| id.to_string()).unwrap_or_default(),
             used_by: token.used_by.iter().map(|(id, _)| id.to_string()).collect(),
+            grants: Some(convert::grants_to(&token.grants)),
+            ephemeral: token.ephemeral,
+            bound_name: token.bound_name.clone().unwrap_or_default(),
         });
         Ok(Response::new(v1::ListTokensReply { tokens: tokens.collect() }))
     }
@@ -153,6 +171,55 @@ impl Operator for OperatorApi {
         about.set(format_args!("token {id}"));
         self.context.propose(request_id, CommandBody::RevokeToken(id)).await?;
         Ok(Response::new(v1::RevokeTokenReply {}))
+    }
+
+    async fn list_identities(
+        &self,
+        request: Request<v1::ListIdentitiesRequest>,
+    ) -> Result<Response<v1::ListIdentitiesReply>, Status> {
+        self.identities(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn change_grants(
+        &self,
+        request: Request<v1::ChangeGrantsRequest>,
+    ) -> Result<Response<v1::ChangeGrantsReply>, Status> {
+        let about = AuditTarget::of(&request);
+        let request = request.into_inner();
+        let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
+        let id: NodeId = convert::parse(&request.id, "id").map_err(|e| malformed(&e))?;
+        about.set(id);
+        let asked = request.grants.ok_or_else(|| bad("grants", "what it may do from now on is missing"))?;
+        let grants = grants(Some(asked))?;
+        if id.kind() != NodeKind::Peer {
+            return Err(bad("id", format!("{id} is a server: grants are for peers")));
+        }
+        self.context.propose(request_id, CommandBody::ChangeGrants { id, grants }).await?;
+        Ok(Response::new(v1::ChangeGrantsReply {}))
+    }
+
+    async fn reset_identity(
+        &self,
+        request: Request<v1::ResetIdentityRequest>,
+    ) -> Result<Response<v1::ResetIdentityReply>, Status> {
+        let about = AuditTarget::of(&request);
+        let request = request.into_inner();
+        let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
+        let id: NodeId = convert::parse(&request.id, "id").map_err(|e| malformed(&e))?;
+        about.set(id);
+        let now = self.context.cluster_clock().now();
+        self.context.propose(request_id, CommandBody::ResetIdentity { id, now }).await?;
+        Ok(Response::new(v1::ResetIdentityReply {}))
+    }
+
+    async fn issue_certificate(
+        &self,
+        request: Request<v1::IssueCertificateRequest>,
+    ) -> Result<Response<v1::IssueCertificateReply>, Status> {
+        let about = AuditTarget::of(&request);
+        let request = request.into_inner();
+        about.set(request.id.chars().take(64).collect::<String>());
+        self.issue(request).await.map(Response::new)
     }
 
     type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupPiece, Status>> + Send>>;

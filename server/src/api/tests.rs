@@ -3,6 +3,7 @@
 mod audit;
 mod documented;
 mod enrolment;
+mod identities;
 mod look_ups;
 mod matrix;
 mod renewal;

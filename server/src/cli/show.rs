@@ -34,6 +34,11 @@ pub(super) fn malformed(error: convert::ConvertError) -> Exit {
     Exit::failed(format!("the Server's answer makes no sense: {}", chain(&error)))
 }
 
+/// A wall time as tables show it.
+pub(super) fn time(unix_ms: u64) -> String {
+    time_text(UnixMs(unix_ms))
+}
+
 pub(super) fn texts(addresses: &[HostPort]) -> Vec<String> {
     addresses.iter().map(ToString::to_string).collect()
 }

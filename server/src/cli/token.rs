@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use p2p_common::NodeId;
 use p2p_common::command::{TokenId, TokenRole};
+use p2p_common::grants::Grants;
 use p2p_proto::{convert, v1};
 use p2p_runtime::exit::Exit;
 use p2p_runtime::identity::{CaFingerprint, Token};
@@ -17,7 +18,8 @@ use serde::Serialize;
 
 use super::ClientArgs;
 use super::client::{Client, random_uuid, refused, until_known};
-use super::show::{print_columns, print_json};
+use super::identity::{GrantArgs, GrantsJson, cell};
+use super::show::{malformed, print_columns, print_json, time};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TokenVerb {
@@ -45,6 +47,14 @@ pub(super) struct CreateArgs {
     /// Only this Id may enrol with it
     #[arg(long, value_name = "ID")]
     id: Option<NodeId>,
+    /// Only a node that calls itself so may enrol with it
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    grants: GrantArgs,
+    /// Peers that enrol with it are forgotten 1 h after their last session: for pods and other short-lived workloads
+    #[arg(long)]
+    ephemeral: bool,
     /// Write the token to this file, readable by its owner alone, instead of printing it
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     out: Option<PathBuf>,
@@ -97,6 +107,9 @@ async fn create(args: CreateArgs) -> Result<(), Exit> {
         bound_id: args.id.map(|id| id.to_string()).unwrap_or_default(),
         token_id: token.id().0,
         secret_hash: token.secret_hash().to_vec().into(),
+        grants: args.grants.asked(),
+        ephemeral: args.ephemeral,
+        bound_name: args.name.clone().unwrap_or_default(),
     };
     let reply = until_known(async || client.operator().create_token(request.clone()).await).await?;
     if reply.ca_fingerprint.as_ref() != token.ca_fingerprint().0.as_slice() {
@@ -152,20 +165,31 @@ struct TokenJson {
     expires_at_unix_ms: u64,
     uses_left: u32,
     bound_id: Option<String>,
+    bound_name: Option<String>,
+    /// What those who enrol with it may do; of join tokens of Peers.
+    grants: Option<GrantsJson>,
+    ephemeral: bool,
     used_by: Vec<String>,
 }
 
 async fn list(args: &ClientArgs) -> Result<(), Exit> {
     let client = Client::reach(args).await?;
     let reply = client.operator().list_tokens(v1::ListTokensRequest {}).await.map_err(refused)?.into_inner();
-    let mut tokens = Vec::new();
+    let (mut tokens, mut may) = (Vec::new(), Vec::new());
     for token in reply.tokens {
+        let role = convert::token_role_from(token.role).map_err(Exit::failed)?;
+        let grants = token.grants.filter(|_| role == TokenRole::Peer).map(convert::grants_from);
+        let grants = grants.transpose().map_err(malformed)?;
+        may.push(grants.as_ref().map_or_else(|| "-".to_owned(), summary));
         tokens.push(TokenJson {
             token_id: TokenId(token.token_id).to_string(),
-            role: convert::token_role_from(token.role).map_err(Exit::failed)?.as_str(),
+            role: role.as_str(),
             expires_at_unix_ms: token.expires_at_unix_ms,
             uses_left: token.uses_left,
             bound_id: Some(token.bound_id).filter(|id| !id.is_empty()),
+            bound_name: Some(token.bound_name).filter(|name| !name.is_empty()),
+            grants: grants.as_ref().map(GrantsJson::from),
+            ephemeral: token.ephemeral,
             used_by: token.used_by,
         });
     }
@@ -174,15 +198,31 @@ async fn list(args: &ClientArgs) -> Result<(), Exit> {
     }
     let rows: Vec<_> = tokens
         .into_iter()
-        .map(|t| {
-            let expires = std::time::UNIX_EPOCH + Duration::from_millis(t.expires_at_unix_ms);
-            let expires = humantime::format_rfc3339_seconds(expires).to_string();
+        .zip(may)
+        .map(|(t, may)| {
             let uses = if matches!(t.role, "server" | "peer") { t.uses_left.to_string() } else { "-".into() };
-            let bound = t.bound_id.unwrap_or_else(|| "any".into());
-            [t.token_id, t.role.into(), expires, uses, bound, t.used_by.len().to_string()]
+            let bound: Vec<String> = t.bound_id.into_iter().chain(t.bound_name).collect();
+            let bound = if bound.is_empty() { "any".into() } else { bound.join(" ") };
+            let may = if t.ephemeral { format!("{may} ephemeral") } else { may };
+            let (expires, used) = (time(t.expires_at_unix_ms), t.used_by.len().to_string());
+            [t.token_id, t.role.into(), expires, uses, bound, may, used]
         })
         .collect();
-    print_columns(["TOKEN ID", "ROLE", "EXPIRES", "USES LEFT", "FOR", "USED BY"], &rows)
+    print_columns(["TOKEN ID", "ROLE", "EXPIRES", "USES LEFT", "FOR", "MAY", "USED BY"], &rows)
+}
+
+/// What differs from everybody's grants.
+fn summary(grants: &Grants) -> String {
+    let all = Grants::default();
+    let lists = [
+        ("offer", &grants.may_offer, &all.may_offer),
+        ("reach", &grants.may_reach, &all.may_reach),
+        ("advertise", &grants.may_advertise, &all.may_advertise),
+    ];
+    let differing = lists.iter().filter(|(_, patterns, usual)| patterns != usual);
+    let texts: Vec<String> =
+        differing.map(|(what, patterns, _)| format!("{what}={}", cell(patterns))).collect();
+    if texts.is_empty() { "*".to_owned() } else { texts.join(" ") }
 }
 
 async fn revoke(args: RevokeArgs) -> Result<(), Exit> {
@@ -202,6 +242,17 @@ async fn revoke(args: RevokeArgs) -> Result<(), Exit> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_token_shows_what_is_not_usual() {
+        assert_eq!(summary(&Grants::default()), "*");
+        let grants = Grants {
+            may_offer: "".parse().unwrap(),
+            may_advertise: "a,b".parse().unwrap(),
+            ..Grants::default()
+        };
+        assert_eq!(summary(&grants), "offer=- advertise=a,b");
+    }
 
     #[test]
     fn a_token_file_is_private_and_replaced() {

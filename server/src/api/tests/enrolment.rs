@@ -17,13 +17,13 @@ use uuid::Uuid;
 use super::world::{CLUSTER, EPOCH, World, peer, server};
 use crate::api::rate_limit::BURST;
 
-struct Applicant {
-    id: NodeId,
-    key: NodeKey,
+pub(super) struct Applicant {
+    pub(super) id: NodeId,
+    pub(super) key: NodeKey,
 }
 
 impl Applicant {
-    fn new(id: NodeId) -> Self {
+    pub(super) fn new(id: NodeId) -> Self {
         Applicant { id, key: NodeKey::generate().unwrap() }
     }
 
@@ -41,7 +41,7 @@ impl Applicant {
         }
     }
 
-    fn request(&self, token: &Token) -> v1::EnrollRequest {
+    pub(super) fn request(&self, token: &Token) -> v1::EnrollRequest {
         v1::EnrollRequest {
             hello: Some(convert::hello_to(&self.hello())),
             token_id: token.id().0,
@@ -53,18 +53,18 @@ impl Applicant {
     }
 }
 
-async fn enrol(world: &World, request: v1::EnrollRequest) -> Result<v1::EnrollReply, Status> {
+pub(super) async fn enrol(world: &World, request: v1::EnrollRequest) -> Result<v1::EnrollReply, Status> {
     let client = EnrollClient::new(world.public().await).enroll(request).await;
     client.map(tonic::Response::into_inner)
 }
 
-async fn refusal(world: &World, request: v1::EnrollRequest) -> ErrorCode {
+pub(super) async fn refusal(world: &World, request: v1::EnrollRequest) -> ErrorCode {
     let refused = enrol(world, request).await.unwrap_err();
     assert!(!refused.message().is_empty());
     code_of(&refused).unwrap_or_else(|| panic!("no code of ours: {refused}"))
 }
 
-fn create(token: &Token, uses: u32) -> v1::CreateTokenRequest {
+pub(super) fn create(token: &Token, uses: u32) -> v1::CreateTokenRequest {
     v1::CreateTokenRequest {
         request_id: Uuid::new_v4().to_string(),
         role: convert::token_role_to(token.role()).into(),
@@ -73,10 +73,11 @@ fn create(token: &Token, uses: u32) -> v1::CreateTokenRequest {
         bound_id: String::new(),
         token_id: token.id().0,
         secret_hash: token.secret_hash().to_vec().into(),
+        ..v1::CreateTokenRequest::default()
     }
 }
 
-fn mint(world: &World, role: TokenRole) -> Token {
+pub(super) fn mint(world: &World, role: TokenRole) -> Token {
     Token::mint(role, CLUSTER, world.ca.fingerprint()).unwrap()
 }
 
