@@ -34,6 +34,8 @@ pub struct ServerProcess {
     seat: Seat,
     data: PathBuf,
     log: PathBuf,
+    /// Variables of its environment.
+    variables: Vec<(String, String)>,
     lifetime: Lifetime,
     process: Option<Process>,
 }
@@ -51,6 +53,7 @@ impl ServerProcess {
             data: seat.dir.join(name),
             log: dir.join(format!("{name}.log")),
             seat,
+            variables: Vec::new(),
             lifetime,
             process: None,
         }
@@ -81,12 +84,18 @@ impl ServerProcess {
         self.seat.registry
     }
 
+    /// Sets a variable of its environment, from the next start on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
     /// The command that [`Self::start`] runs.
     pub fn run_command(&self, start: &Start) -> anyhow::Result<Command> {
         let mut command = self.command(&["run", "--name", &self.name])?;
         command.args(["--listen", &self.listen().to_string()]);
         command.args(["--ops", &self.ops().to_string()]);
         command.args(["--registry", &self.registry().to_string()]);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         match start {
             Start::Bootstrap => {
                 command.arg("--bootstrap");
