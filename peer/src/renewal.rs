@@ -111,7 +111,9 @@ impl RenewalTask {
 
     /// Waits until it is due by the cluster clock, or asked for.
     async fn due(&self, spread: f64) {
+        let mut clock = self.credentials.clock().watch();
         loop {
+            clock.mark_unchanged();
             let (now, due) = (self.credentials.clock().now(), self.credentials.dates().renewal_due(spread));
             if due <= now {
                 return;
@@ -119,6 +121,7 @@ impl RenewalTask {
             let again = Instant::now() + Duration::from_millis(due.0 - now.0).min(LOOK_AGAIN);
             tokio::select! {
                 () = tokio::time::sleep_until(again) => {}
+                Ok(()) = clock.changed() => {}
                 () = self.servers.renewal_asked() => return,
             }
         }

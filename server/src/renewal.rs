@@ -80,8 +80,9 @@ impl RenewalTask {
     pub async fn run(self) {
         let spread = rand::random();
         let (mut backoff, mut jitter) = (Backoff::new(WAITS.0, WAITS.1), Jitter::new(rand::random()));
-        let mut view = self.proposer.watch_view();
+        let (mut view, mut clock) = (self.proposer.watch_view(), self.credentials.clock().watch());
         loop {
+            clock.mark_unchanged();
             let state = Arc::clone(&view.borrow_and_update().state);
             let wait = match self.due_in(&state, spread) {
                 Some(left) => left.min(LOOK_AGAIN),
@@ -102,8 +103,12 @@ impl RenewalTask {
                     }
                 }
             };
+            let settings = state.settings_revision;
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                // After a failure, too: what has changed may help.
+                Ok(_) = view.wait_for(|view| view.state.settings_revision != settings) => {}
+                Ok(()) = clock.changed() => {}
                 () = self.stop.cancelled() => return,
             }
         }

@@ -94,6 +94,8 @@ pub fn median(mut clocks: Vec<ClockBase>) -> Option<ClockBase> {
     clocks.get(clocks.len() / 2).copied()
 }
 
+const SAME_MS: u64 = 1_000;
+
 /// The time the cluster agrees on. Copies agree with each other: one per process.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterClock {
@@ -101,9 +103,24 @@ pub struct ClusterClock {
 }
 
 impl ClusterClock {
-    /// From now on it goes by `base`; by this host's wall clock with `None`.
+    /// From now on it goes by `base`; by this host's wall clock with `None`. What differs by less than a second is no
+    /// change: nobody needs to look at his dates again for it.
     pub fn set(&self, base: Option<ClockBase>) {
-        self.base.send_if_modified(|now| std::mem::replace(now, base) != base);
+        self.base.send_if_modified(|now| {
+            let same = match (*now, base) {
+                (Some(now), Some(base)) => base.ahead_ms(now).unsigned_abs() < SAME_MS,
+                (now, base) => now == base,
+            };
+            if !same {
+                *now = base;
+            }
+            !same
+        });
+    }
+
+    /// Sees each change from now on.
+    pub fn watch(&self) -> watch::Receiver<Option<ClockBase>> {
+        self.base.subscribe()
     }
 
     /// Whether others were heard of.

@@ -313,6 +313,23 @@ async fn dates_are_judged_by_the_cluster_clock() {
 }
 
 #[tokio::test]
+async fn the_command_line_on_the_host_looks_at_chain_and_name_alone() {
+    let ca = ca(CLUSTER);
+    for bad in BAD_CERTIFICATES {
+        let server = bad_node(&ca, server_id(1), bad);
+        let tls = ServerTls::api(Arc::clone(&server.credentials));
+        let dialed = meet(&Connector::local(&ca.trust()).unwrap(), &tls).await.0;
+        assert_eq!(dialed.is_err(), bad.2, "{}", bad.0);
+        assert!(meet(&Connector::public(&ca.trust()).unwrap(), &tls).await.0.is_err(), "{}", bad.0);
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let elsewhere = "elsewhere.example:7400".parse().unwrap();
+        let connector = Connector::local(&ca.trust()).unwrap();
+        let (client, _) = tokio::join!(connector.connect(&elsewhere, near, TIMEOUT), tls.accept(far));
+        assert!(client.is_err());
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_enrols_may_have_any_clock() {
     let ca = ca(CLUSTER);
     let token = Token::mint(TokenRole::Peer, CLUSTER, ca.fingerprint()).unwrap();

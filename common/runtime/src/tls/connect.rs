@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::credentials::{Credentials, nameless};
 use super::tunnel::{self, TunnelStream};
-use super::verify::{FingerprintVerifier, OtherCa, Side};
+use super::verify::{DatelessVerifier, FingerprintVerifier, OtherCa, Side};
 use super::{ALPN_PUBLIC, provider};
 use crate::identity::{BadCertificate, PeerIdentity, Token, TrustBundle};
 use crate::tcp::{self, DialError};
@@ -199,6 +199,22 @@ impl Connector {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_root_certificates(trust.roots()?)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN_PUBLIC.to_vec()];
+        let purpose = Purpose::Public { config: Arc::new(config) };
+        Ok(Connector { expect: Expect::Kind(NodeKind::Server), purpose })
+    }
+
+    /// As [`Connector::public`], whatever the dates say: for whoever reads the `ca.pem` beside the Server that is meant, and
+    /// wants to know what is wrong with its clock.
+    ///
+    /// # Errors
+    /// When rustls cannot use the bundle.
+    pub fn local(trust: &TrustBundle) -> Result<Self, rustls::Error> {
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(DatelessVerifier::new(trust.roots()?)?)
             .with_no_client_auth();
         config.alpn_protocols = vec![ALPN_PUBLIC.to_vec()];
         let purpose = Purpose::Public { config: Arc::new(config) };

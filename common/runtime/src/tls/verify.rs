@@ -6,6 +6,7 @@
 //! | not pinned, to a Server's node face | must verify | not looked at: who may do what is decided behind |
 //! | not pinned, to a Peer or by the side that dialled | must verify | must hold |
 //! | shown to one who enrols: all it has is a CA's fingerprint | must verify | not looked at: its clock may be anything |
+//! | shown to the command line on the Server's own host | must verify, and the host name | not looked at: it says what is wrong |
 //!
 //! That the other side holds the key it shows is proved in every case. What a pinned node showed in spite of its dates or
 //! chain is looked at after the handshake, see [`Credentials`](super::Credentials). Source: SPEC I5.
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use p2p_common::{KeyHash, NodeId};
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -111,14 +113,15 @@ impl Chains {
 
     /// Verifies the chain alone.
     pub(super) fn verify_whenever(&self, side: Side, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
-        let dates = CertificateDates::of(certificate).map_err(bad)?;
-        self.verify(
-            side,
-            certificate,
-            UnixTime::since_unix_epoch(Duration::from_secs(dates.not_before.secs())),
-        )
+        self.verify(side, certificate, beginning(certificate)?)
     }
+}
+
+/// When a certificate begins to hold.
+fn beginning(certificate: &CertificateDer<'_>) -> Result<UnixTime, Error> {
+    let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
+    let dates = CertificateDates::of(certificate).map_err(bad)?;
+    Ok(UnixTime::since_unix_epoch(Duration::from_secs(dates.not_before.secs())))
 }
 
 /// What counts of a certificate whose key is not pinned.
@@ -274,5 +277,52 @@ impl ServerCertVerifier for FingerprintVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+/// Verifies a Server by chain and host name, whatever the dates say.
+#[derive(Debug)]
+pub(super) struct DatelessVerifier(Arc<WebPkiServerVerifier>);
+
+impl DatelessVerifier {
+    pub(super) fn new(roots: RootCertStore) -> Result<Arc<Self>, Error> {
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+        Ok(Arc::new(DatelessVerifier(verifier.map_err(|e| Error::General(e.to_string()))?)))
+    }
+}
+
+impl ServerCertVerifier for DatelessVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let then = beginning(end_entity)?;
+        self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, then)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
     }
 }
