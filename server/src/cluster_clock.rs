@@ -1,16 +1,19 @@
-//! Keeps this Server's [`ClusterClock`] at the median of the clocks of all Servers it is connected to, its own among
-//! them, as they are probed each second (SPEC I5, T6).
+//! Keeps this Server's [`ClusterClock`] at the median of the clocks of all Servers, its own among them, as they are
+//! probed each second (SPEC I5, T6).
 //!
-//! While no other is connected, what was agreed last counts, so that a wrong clock does not come back with a cut; a Server
-//! that is alone in table C goes by its own. A clock that is off is reported when it begins and when it ends.
+//! Of a Server that is not connected its last word counts for as long as it is in table C, so that a wrong clock does not
+//! gain by a cut; a Server that has heard no other goes by its own. A clock that is off is reported when it begins and
+//! when it ends.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use p2p_common::member::RaftId;
 use p2p_runtime::clock::{ClockBase, ClusterClock, median};
 use prometheus_client::metrics::gauge::Gauge;
 use slog::{Logger, info, warn};
-use std::sync::atomic::AtomicU64;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -38,21 +41,20 @@ impl ClockTask {
     pub async fn run(mut self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut complained = false;
+        let (mut heard, mut complained) = (BTreeMap::new(), false);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 changed = self.reach.changed() => if changed.is_err() { return },
                 () = self.stop.cancelled() => return,
             }
-            let is_alone = self.view.borrow().state.members.len() <= 1;
-            let others =
-                self.reach.borrow_and_update().of.values().filter_map(|reached| reached.clock).collect();
-            match agreed(ClockBase::own(), others, is_alone) {
-                Agreed::Own => self.clock.set(None),
-                Agreed::On(base) => self.clock.set(Some(base)),
-                Agreed::AsBefore => {}
+            let reached = Arc::clone(&self.reach.borrow_and_update());
+            heard.extend(reached.of.iter().filter_map(|(raft_id, reached)| Some((*raft_id, reached.clock?))));
+            {
+                let view = self.view.borrow();
+                heard.retain(|raft_id, _| view.state.member_by_raft_id(*raft_id).is_some());
             }
+            self.clock.set(agreed(ClockBase::own(), &heard));
             self.ahead.set(self.clock.ahead_ms() as f64 / 1_000.0);
             match self.clock.complaint() {
                 Some(complaint) if !complained => {
@@ -70,20 +72,12 @@ impl ClockTask {
     }
 }
 
-/// What the cluster clock goes by.
-#[derive(Debug, PartialEq, Eq)]
-enum Agreed {
-    Own,
-    On(ClockBase),
-    AsBefore,
-}
-
-fn agreed(own: ClockBase, mut others: Vec<ClockBase>, is_alone: bool) -> Agreed {
-    if others.is_empty() {
-        return if is_alone { Agreed::Own } else { Agreed::AsBefore };
+/// What the cluster clock goes by; none is this host's.
+fn agreed(own: ClockBase, heard: &BTreeMap<RaftId, ClockBase>) -> Option<ClockBase> {
+    if heard.is_empty() {
+        return None;
     }
-    others.push(own);
-    median(others).map_or(Agreed::Own, Agreed::On)
+    median(heard.values().copied().chain([own]).collect())
 }
 
 #[cfg(test)]
@@ -92,15 +86,14 @@ mod tests {
     use p2p_runtime::clock::unix_now;
 
     #[test]
-    fn most_clocks_decide_and_a_cut_forgets_nothing() {
+    fn most_clocks_decide() {
         let now = unix_now();
-        let hour = Duration::from_secs(3_600);
-        let (right, ahead) = (ClockBase::told(now), ClockBase::told(now.plus(hour)));
-        assert_eq!(agreed(ahead, vec![right, right], false), Agreed::On(right));
-        assert_eq!(agreed(right, vec![right, ahead], false), Agreed::On(right));
-        assert_eq!(agreed(ahead, Vec::new(), false), Agreed::AsBefore);
-        assert_eq!(agreed(ahead, Vec::new(), true), Agreed::Own);
+        let (right, ahead) = (ClockBase::told(now), ClockBase::told(now.plus(Duration::from_secs(3_600))));
+        let heard = |clocks: &[ClockBase]| (1..).zip(clocks.iter().copied()).collect();
+        assert_eq!(agreed(ahead, &heard(&[right, right])), Some(right));
+        assert_eq!(agreed(right, &heard(&[right, ahead])), Some(right));
+        assert_eq!(agreed(ahead, &heard(&[])), None);
         // Two Servers agree, though nobody knows who is right.
-        assert_eq!(agreed(ahead, vec![right], false), agreed(right, vec![ahead], false));
+        assert_eq!(agreed(ahead, &heard(&[right])), agreed(right, &heard(&[ahead])));
     }
 }

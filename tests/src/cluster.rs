@@ -6,6 +6,7 @@
 
 mod access;
 mod binaries;
+mod clock;
 mod command;
 mod hostile;
 mod knock;
@@ -29,6 +30,7 @@ use tempfile::TempDir;
 
 pub use access::{Access, Bearer, BearerChannel};
 pub use binaries::{Binaries, binaries};
+pub use clock::TestClock;
 pub use command::{Output, Watch, run};
 pub use hostile::Hostile;
 pub use knock::{Heard, Shown, ca_of, knock, knock_tls};

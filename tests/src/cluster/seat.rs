@@ -26,6 +26,7 @@ pub struct Seat {
     /// Where it serves the registry's HTTP face.
     pub registry: SocketAddr,
     preparations: Vec<Preparation>,
+    variables: Vec<(String, String)>,
     /// Of the three addresses, where they are on loopback.
     _leases: Arc<[PortLease]>,
 }
@@ -43,7 +44,15 @@ impl Seat {
 
     /// Addresses for gRPC, health and the registry that are free for other reasons.
     pub fn at(dir: &Path, [listen, ops, registry]: [SocketAddr; 3]) -> Self {
-        Seat { dir: dir.into(), listen, ops, registry, preparations: Vec::new(), _leases: Arc::new([]) }
+        Seat {
+            dir: dir.into(),
+            listen,
+            ops,
+            registry,
+            preparations: Vec::new(),
+            variables: Vec::new(),
+            _leases: Arc::new([]),
+        }
     }
 
     /// The same place, where each process of the Server and each command line that asks it does `preparation`
@@ -59,8 +68,15 @@ impl Seat {
         self
     }
 
+    /// The same place, where each process of the Server and each command line that asks it has these variables.
+    pub fn with_variables(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.variables.extend(variables);
+        self
+    }
+
     /// Has `command` run here.
     pub(super) fn prepare(&self, command: &mut Command) {
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         for preparation in &self.preparations {
             let preparation = Arc::clone(preparation);
             // SAFETY: whoever added it promised what `pre_exec` wants.
