@@ -202,6 +202,28 @@ impl fmt::Display for KeyHash {
     }
 }
 
+impl FromStr for KeyHash {
+    type Err = KeyHashError;
+
+    fn from_str(text: &str) -> Result<Self, KeyHashError> {
+        let digits = text.as_bytes();
+        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(KeyHashError);
+        }
+        let mut hash = [0; 32];
+        for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |c: u8| (c as char).to_digit(16).unwrap_or_default() as u8;
+            *byte = digit(pair[0]) << 4 | digit(pair[1]);
+        }
+        Ok(KeyHash(hash))
+    }
+}
+
+/// A text that is no hash of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is not the hash of a key: 64 hex digits")]
+pub struct KeyHashError;
+
 impl fmt::Debug for KeyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -221,6 +243,15 @@ mod tests {
         assert_eq!(id.kind(), NodeKind::Peer);
         assert_eq!(id.to_string(), TEXT);
         assert_eq!(TEXT.len(), NodeId::TEXT_BYTES);
+    }
+
+    #[test]
+    fn a_hash_of_a_key_prints_what_it_parsed() {
+        let hash = KeyHash([0xa7; 32]);
+        assert_eq!(hash.to_string().parse(), Ok(hash));
+        for bad in ["", "a7", &"g".repeat(64), &"a".repeat(65), &"é".repeat(32)] {
+            assert_eq!(bad.parse::<KeyHash>(), Err(KeyHashError), "{bad}");
+        }
     }
 
     #[test]

@@ -68,3 +68,30 @@ impl PeerEntry {
         (self.incarnation, self.report.seq)
     }
 }
+
+/// A key that opens nothing any more, as Peers are told of it (SPEC I7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RevokedKey {
+    /// Its place among the revocations of the epoch; 0 is an emergency, which is not replicated yet.
+    pub number: u64,
+    /// Whose it was.
+    pub id: NodeId,
+    /// The key.
+    pub key_hash: KeyHash,
+}
+
+/// Some revocations, in the order of their numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevocationPush {
+    /// At most [`RevocationPush::KEYS_MAX`].
+    pub keys: Vec<RevokedKey>,
+    /// Who has this piece and those before it knows every revocation up to this number.
+    pub up_to: u64,
+    /// Nothing more follows for now.
+    pub done: bool,
+}
+
+impl RevocationPush {
+    /// The most keys in one piece.
+    pub const KEYS_MAX: usize = 256;
+}

@@ -191,6 +191,7 @@ fn up_to(message: ToServer) -> v1::SessionUp {
             report: Some(convert::report_to(&report)),
             view_revision: resume.map_or(0, |at| at.revision),
             view_server_incarnation: resume.map(|at| at.incarnation.to_string()).unwrap_or_default(),
+            revocations_known: 0,
         }),
         ToServer::Report(report) => Message::Report(convert::report_to(&report)),
         ToServer::Links(links) => {
@@ -228,6 +229,7 @@ pub(crate) fn down_from(message: v1::SessionDown) -> Result<Option<FromServer>, 
         Message::Members(table) => FromServer::Members(members_from(Some(table))?),
         Message::Push(push) => FromServer::Push(convert::push_from(push)?),
         Message::Heartbeat(v1::Heartbeat { .. }) => FromServer::Heartbeat,
+        Message::Revocations(_) => return Ok(None),
         Message::End(end) => FromServer::End {
             code: ErrorCode::from_number(end.code),
             message: end.message.chars().take(512).collect(),
@@ -265,6 +267,7 @@ mod tests {
             seen_from: "192.0.2.1:50000".into(),
             members: Some(v1::MemberTable::default()),
             now_unix_ms: 0,
+            revocations_follow: false,
         };
         let down = |message| v1::SessionDown { message: Some(message) };
         let taken = down_from(down(session_down::Message::Welcome(welcome.clone()))).unwrap();

@@ -12,7 +12,7 @@ pub use node::{
     entry_from, entry_to, grants_from, grants_to, hello_from, hello_to, link_from, link_to, links_from,
     master_from, master_to, member_from, member_role_from, member_role_to, member_table_from,
     member_table_to, member_to, net_info_from, net_info_to, offer_from, offer_to, push_from, push_to,
-    report_from, report_to,
+    report_from, report_to, revocations_from, revocations_to,
 };
 pub use store::{
     decode_command, decode_outcome, decode_state, encode_command, encode_outcome, encode_state, recovery_id,
@@ -80,7 +80,11 @@ pub fn sha256(bytes: &[u8], field: &'static str) -> Result<[u8; 32], ConvertErro
     bytes.try_into().map_err(|_| ConvertError::new(field, format!("expected 32 bytes, got {}", bytes.len())))
 }
 
-fn key_hash(bytes: &[u8]) -> Result<KeyHash, ConvertError> {
+/// The hash of a public key.
+///
+/// # Errors
+/// When it is not 32 bytes.
+pub fn key_hash(bytes: &[u8]) -> Result<KeyHash, ConvertError> {
     sha256(bytes, "key_hash").map(KeyHash)
 }
 

@@ -22,6 +22,7 @@ mod peering;
 mod raft;
 mod rate_limit;
 mod recording;
+mod revoke;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,7 @@ use crate::group::Group;
 use crate::hub_task::HubHandle;
 use crate::metrics::Metrics;
 use crate::raft::{ProposeError, Proposer, View};
+use crate::revocation::Revoker;
 use crate::transport::{Myself, Reach};
 
 /// Calls and streams at a time on one connection: a Peer needs two; a Server runs the proposals of its clients at the
@@ -98,6 +100,8 @@ pub struct ApiContext {
     pub reach: watch::Receiver<Arc<Reach>>,
     /// The care for the raft group.
     pub group: Group,
+    /// Emergencies, and who is welcome.
+    pub revoker: Revoker,
     /// The sessions of Peers.
     pub hub: HubHandle,
     /// The CA with its key; none until it is handed over.

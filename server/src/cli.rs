@@ -10,6 +10,7 @@ mod client;
 mod identity;
 mod members;
 mod recovery;
+mod revoke;
 mod settings;
 mod show;
 mod token;
@@ -82,6 +83,10 @@ enum Verb {
         #[command(subcommand)]
         verb: identity::IdentityVerb,
     },
+    /// Throw a Peer or a Server out: its key opens nothing any more, anywhere
+    Revoke(revoke::RevokeArgs),
+    /// List the keys that were revoked
+    Revocations(ClientArgs),
     /// Show what operators asked of one Server, and what was refused
     Audit(audit::AuditArgs),
     /// Write the cluster's whole state to a file
@@ -187,6 +192,8 @@ fn ask(verb: Verb) -> Result<(), Exit> {
             Verb::Settings { verb } => settings::run(verb).await,
             Verb::Token { verb } => token::run(verb).await,
             Verb::Identity { verb } => identity::run(verb).await,
+            Verb::Revoke(args) => revoke::revoke(args).await,
+            Verb::Revocations(args) => revoke::list(&args).await,
             Verb::Backup(args) => recovery::take_backup(args).await,
         }
     })
@@ -226,6 +233,9 @@ mod tests {
             "p2p-server identity reset Cf81d4fae-7dec-4d00-a765-00a0c91e6bf6 --data d",
             "p2p-server identity set Cf81d4fae-7dec-4d00-a765-00a0c91e6bf6 --may-offer= --may-reach web --data d",
             "p2p-server identity issue --out /srv/p9 --name p9 --may-reach web --data d",
+            "p2p-server revoke C6ba7b810-9dad-11d1-80b4-00c04fd430c8 --data d --reason stolen",
+            "p2p-server revoke s3 --data d --emergency --force --json",
+            "p2p-server revocations --data d --json",
             "p2p-server audit --data d --json --last 0",
             "p2p-server backup --data d --out cluster.backup",
             "p2p-server restore --data e --from cluster.backup",

@@ -14,14 +14,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use p2p_common::ErrorCode;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::link::LinkRow;
 use p2p_common::push::PeerReport;
-use p2p_common::revision::Position;
+use p2p_common::{ErrorCode, KeyHash, NodeId};
 use p2p_runtime::clock::Clock;
 use p2p_server_core::{
-    Arrival, Down, Hub, HubConfig, Output, PeerListing, SessionId, SessionRefused, TICK, Viewer,
+    Arrival, Down, Hub, HubConfig, Output, PeerListing, Resume, SessionId, SessionRefused, TICK, Viewer,
 };
 use prometheus_client::metrics::gauge::Gauge;
 use slog::{Logger, debug, info};
@@ -30,6 +29,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::raft::View;
+use crate::standing::{Emergencies, Standing};
 
 /// Inputs that wait for the hub; whoever has one more waits. Every session has at most two on their way.
 const MAILBOX: usize = 4_096;
@@ -124,11 +124,11 @@ pub struct HubHandle {
 }
 
 impl HubHandle {
-    /// Takes a Peer in. `resume` is where its view of this Server stands.
+    /// Takes a Peer in. `resume` is what it knows already.
     ///
     /// # Errors
     /// When it is not who it says, cannot be taken in, or the hub has ended.
-    pub async fn open(&self, arrival: Arrival, resume: Option<Position>) -> Result<Session, HubError> {
+    pub async fn open(&self, arrival: Arrival, resume: Resume) -> Result<Session, HubError> {
         let (reply, answer) = oneshot::channel();
         let hub = self.mailbox.clone();
         self.tell(Input::Open { arrival: Box::new(arrival), resume, hub, reply }).await?;
@@ -183,7 +183,7 @@ impl HubHandle {
 enum Input {
     Open {
         arrival: Box<Arrival>,
-        resume: Option<Position>,
+        resume: Resume,
         /// For the inbox of the session.
         hub: mpsc::Sender<Input>,
         reply: oneshot::Sender<Result<Session, SessionRefused>>,
@@ -205,8 +205,8 @@ enum Input {
 pub struct HubParams {
     /// Its settings.
     pub config: HubConfig,
-    /// The replicated state, as raft publishes it.
-    pub view: watch::Receiver<Arc<View>>,
+    /// The replicated state, and what is revoked ahead of it.
+    pub standing: Standing,
     /// The process's clock.
     pub clock: Clock,
     /// Shows the number of sessions.
@@ -219,13 +219,15 @@ pub struct HubParams {
 
 /// Starts the hub's task; it runs until `stop`, or until raft or the last handle is gone.
 pub fn spawn_hub(params: HubParams) -> HubHandle {
-    let HubParams { config, mut view, clock, sessions, stop, log } = params;
+    let HubParams { config, standing, clock, sessions, stop, log } = params;
     let (mailbox, inputs) = mpsc::channel(MAILBOX);
-    let hub = Hub::new(&config, Arc::clone(&view.borrow_and_update().state));
+    let (mut view, mut emergencies) = (standing.watch_view(), standing.watch_emergencies());
+    let mut hub = Hub::new(&config, Arc::clone(&view.borrow_and_update().state));
+    hub.handle_emergencies(&keys(&emergencies.borrow_and_update()));
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let task = HubTask { hub, outlets: BTreeMap::new(), sessions: sessions.clone(), clock, log };
-    tokio::spawn(task.run(Sources { inputs, view, tick, stop }));
+    tokio::spawn(task.run(Sources { inputs, view, emergencies, tick, stop }));
     HubHandle { mailbox, sessions }
 }
 
@@ -233,6 +235,7 @@ pub fn spawn_hub(params: HubParams) -> HubHandle {
 struct Sources {
     inputs: mpsc::Receiver<Input>,
     view: watch::Receiver<Arc<View>>,
+    emergencies: watch::Receiver<Arc<Emergencies>>,
     tick: Interval,
     stop: CancellationToken,
 }
@@ -241,6 +244,8 @@ struct Sources {
 enum Wake {
     Inputs,
     State(Arc<ClusterState>),
+    /// With the state, which has those that are none any more.
+    Emergencies(Arc<ClusterState>, Arc<Emergencies>),
     Tick,
 }
 
@@ -254,9 +259,19 @@ impl Sources {
                 changed.ok()?;
                 Some(Wake::State(Arc::clone(&self.view.borrow_and_update().state)))
             }
+            changed = self.emergencies.changed() => {
+                changed.ok()?;
+                let emergencies = Arc::clone(&self.emergencies.borrow_and_update());
+                Some(Wake::Emergencies(Arc::clone(&self.view.borrow_and_update().state), emergencies))
+            }
             taken = self.inputs.recv_many(inputs, BATCH) => (taken > 0).then_some(Wake::Inputs),
         }
     }
+}
+
+/// Whose the keys are that are revoked ahead of their replication.
+fn keys(emergencies: &Emergencies) -> BTreeMap<KeyHash, NodeId> {
+    emergencies.iter().map(|(key_hash, emergency)| (*key_hash, emergency.revocation.id)).collect()
 }
 
 /// The hub's end of a session.
@@ -290,6 +305,10 @@ impl HubTask {
         match wake {
             Wake::Inputs => inputs.drain(..).for_each(|input| self.take(input)),
             Wake::State(state) => self.hub.handle_cluster_state(state),
+            Wake::Emergencies(state, emergencies) => {
+                self.hub.handle_cluster_state(state);
+                self.hub.handle_emergencies(&keys(&emergencies));
+            }
             Wake::Tick => {
                 let closed = self.outlets.iter().filter(|(_, outlet)| outlet.slot.is_closed());
                 for session in closed.map(|(session, _)| *session).collect::<Vec<_>>() {
@@ -328,7 +347,7 @@ impl HubTask {
     fn open(
         &mut self,
         arrival: Arrival,
-        resume: Option<Position>,
+        resume: Resume,
         hub: mpsc::Sender<Input>,
     ) -> Result<Session, SessionRefused> {
         let (peer, remote) = (arrival.id, arrival.seen_from);

@@ -16,7 +16,9 @@ mod metrics;
 pub mod raft;
 pub mod recovery;
 mod renewal;
+mod revocation;
 mod server;
+mod standing;
 pub mod store;
 pub mod transport;
 

@@ -50,7 +50,9 @@ use crate::metrics::Metrics;
 use crate::raft::{DriverEnd, DriverParams, Mailbox, Proposer, spawn_driver};
 use crate::recovery::advice;
 use crate::renewal::RenewalTask;
-use crate::transport::{BATCH_BYTES_MAX, Myself, Remotes, RemotesParams, TransportMetrics};
+use crate::revocation::{EmergencyStore, EmergencyTask, Enforcer, Revoker};
+use crate::standing::Standing;
+use crate::transport::{BATCH_BYTES_MAX, MustStop, Myself, Remotes, RemotesParams, TransportMetrics};
 
 /// What is under way when a stop begins has so long: a few round trips, or the election of the next leader.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -161,9 +163,11 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         logger: log.new(o!("room" => "raft")),
     })
     .map_err(|refused| Exit::needs_operator(format!("{refused}. {}", advice(&config.data))))?;
+    let emergencies = EmergencyStore::load(Arc::clone(&dir)).map_err(Exit::failed)?;
+    let standing = Standing::new(driver.view.clone(), emergencies.watch());
     // Every key the replicated state binds is known here, without a copy of it.
-    let pinning = driver.view.clone();
-    credentials.set_pins(move |id, key_hash| pinning.borrow().is_bound(id, key_hash));
+    let pinning = standing.clone();
+    credentials.set_pins(move |id, key_hash| pinning.is_bound(id, key_hash));
     credentials.set_log(log.new(o!("room" => "trust")));
     let (title_tx, title) = watch::channel(None);
     let proposer = Proposer::new(mailbox.clone(), driver.view.clone(), title, remotes.clone());
@@ -179,7 +183,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     listen_metrics.register(&mut registry);
 
     let tasks = TaskTracker::new();
-    tasks.spawn(remotes.clone().follow(driver.view.clone()));
+    tasks.spawn(remotes.clone().follow(standing.clone()));
     tasks.spawn(remotes.clone().knock(former, driver.view.clone(), stop.clone()));
     tasks.spawn(group.clone().tend(stop.clone()));
     let master = MasterTask {
@@ -217,7 +221,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     tasks.spawn(cluster_clock.run());
     let hub = spawn_hub(HubParams {
         config: HubConfig::new(incarnation),
-        view: driver.view.clone(),
+        standing: standing.clone(),
         clock,
         sessions: metrics.sessions.clone(),
         stop: stop.clone(),
@@ -226,12 +230,15 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     let (audit, audit_writer) = AuditLog::open(dir.path(), clock.now(), log.new(o!("room" => "audit")))
         .map_err(|e| Exit::failed(format!("cannot open {} in {}: {e}", AUDIT_FILE, dir.path().display())))?;
     tasks.spawn(audit_writer.run(stop.clone()));
+    let revoker =
+        Revoker { standing: standing.clone(), store: emergencies.clone(), remotes: remotes.clone() };
     let context = ApiContext {
         myself: myself.clone(),
         name: identity.name().to_owned(),
         proposer: proposer.clone(),
         reach: remotes.reach(),
         group: group.clone(),
+        revoker: revoker.clone(),
         hub,
         ca: ca_rx.clone(),
         local_operator: operator.secret_hash(),
@@ -242,7 +249,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         log: log.new(o!("room" => "api")),
     };
     let peering =
-        PeeringApi::new(myself.clone(), proposer.clone(), group.clone(), ca_rx.clone(), log.clone());
+        PeeringApi::new(myself.clone(), proposer.clone(), group.clone(), revoker, ca_rx.clone(), log.clone());
     let raft = RaftApi::new(
         remotes.clone(),
         driver.view.clone(),
@@ -252,11 +259,13 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     );
     let routes = tonic::service::Routes::new(v1::peering_server::PeeringServer::new(peering))
         .add_service(v1::raft_server::RaftServer::new(raft).max_decoding_message_size(BATCH_BYTES_MAX));
+    let nodes = NodeConnections::default();
+    let own_key = credentials.key_hash();
     let acceptor = Acceptor {
         tls: ServerTls::api(credentials),
         limits: limits.api,
         metrics: listen_metrics,
-        nodes: NodeConnections::default(),
+        nodes: nodes.clone(),
         stop: stop.clone(),
         log: log.new(o!("room" => "api")),
     };
@@ -277,6 +286,23 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop.clone(),
         log.new(o!("room" => "registry")),
     ));
+    let enforcer = Enforcer {
+        standing,
+        nodes,
+        own_key,
+        alarms: remotes.alarms().clone(),
+        stop: stop.clone(),
+        log: log.new(o!("room" => "revocation")),
+    };
+    tasks.spawn(enforcer.run());
+    let emergency = EmergencyTask {
+        store: emergencies,
+        proposer: proposer.clone(),
+        remotes: remotes.clone(),
+        stop: stop.clone(),
+        log: log.new(o!("room" => "revocation")),
+    };
+    tasks.spawn(emergency.run());
     let mut alarms = remotes.alarms().watch();
     let ca_key = upkeep::CaKey {
         dir: Arc::clone(&dir),
@@ -310,7 +336,12 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         Ok(alarm) = alarms.wait_for(|alarm| alarm.must_stop.is_some()) => {
             // From here on no vote and no write: raft ends before anything else.
             mailbox.stop();
-            Ending::MustStop(alarm.must_stop.as_ref().map(ToString::to_string).unwrap_or_default())
+            let why = alarm.must_stop.as_ref();
+            let words = |why: &MustStop| {
+                let way_back = why.way_back(&config.data.display().to_string());
+                format!("{why}. This server neither votes nor writes any more. {way_back}")
+            };
+            Ending::MustStop(why.map(words).unwrap_or_default())
         }
         () = shutdown.requested() => Ending::Asked,
         () = group.left() => Ending::Left,
@@ -330,12 +361,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
             let _ = tokio::time::timeout(STOP_TIMEOUT, end).await;
             stop.cancel();
             let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
-            let data = config.data.display();
-            return Err(Exit::needs_operator(format!(
-                "{why}. This server neither votes nor writes any more. To bring it back, type `p2p-server rejoin \
-                 --discard-state --data {data}` and start it again: its store is moved aside, and it returns under a \
-                 new raft id"
-            )));
+            return Err(Exit::needs_operator(why));
         }
         Ending::Asked => {
             ready_tx.send_replace(Readiness::NotReady(vec!["stopping".to_owned()]));

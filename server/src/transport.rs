@@ -56,6 +56,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::raft::{Mailbox, Outbox, ProposeError, View};
+use crate::standing::Standing;
 
 pub use alarms::{Alarm, Alarms, MustStop};
 pub use metrics::TransportMetrics;
@@ -176,31 +177,37 @@ impl Remotes {
     }
 
     /// Keeps the ways to every other Server of table C until the process stops.
-    pub async fn follow(self, mut view: watch::Receiver<Arc<View>>) {
+    pub async fn follow(self, standing: Standing) {
+        let (mut view, mut emergencies) = (standing.watch_view(), standing.watch_emergencies());
         // A view is published with every applied entry; few of them say anything about who is there.
         let mut seen = None;
         loop {
             let now = Arc::clone(&view.borrow_and_update());
-            let table = (now.state.members_version, now.membership.clone());
+            let emergency = Arc::clone(&emergencies.borrow_and_update());
+            let versions = (now.state.members_version, now.state.revocations_version);
+            let table = (versions, now.membership.clone(), emergency);
             if seen.as_ref() != Some(&table) {
-                self.update(self.wanted(&now));
+                self.update(self.wanted(&now, &standing));
                 seen = Some(table);
             }
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
+                changed = emergencies.changed() => if changed.is_err() { return },
                 () = self.shared.stop.cancelled() => return,
             }
         }
     }
 
     /// The Servers of table C, and whoever has left it and is still in the raft group: it has to learn that it leaves.
-    fn wanted(&self, view: &View) -> BTreeMap<RaftId, Member> {
+    /// Nobody whose key is revoked.
+    fn wanted(&self, view: &View, standing: &Standing) -> BTreeMap<RaftId, Member> {
         let mut wanted = view.others();
         for (raft_id, remote) in &**self.shared.remotes.load() {
             if view.membership.contains(*raft_id) {
                 wanted.entry(*raft_id).or_insert_with(|| remote.member.borrow().clone());
             }
         }
+        wanted.retain(|_, member| !standing.is_revoked(&member.key_hash));
         wanted
     }
 

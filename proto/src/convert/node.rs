@@ -6,7 +6,7 @@ use p2p_common::addr::{Candidate, CandidateKind, HostPort, NetInfo};
 use p2p_common::grants::{Grants, NamePatterns};
 use p2p_common::link::{LINKS_PER_REPORT_MAX, LinkRow, PathKind, REASON_MAX_BYTES};
 use p2p_common::member::{MEMBERS_MAX, MasterTitle, Member, MemberRole};
-use p2p_common::push::{PeerEntry, PeerPush, PeerReport};
+use p2p_common::push::{PeerEntry, PeerPush, PeerReport, RevocationPush, RevokedKey};
 use p2p_common::revision::{Delta, Piece, Push};
 use p2p_common::service::{SERVICES_PER_PEER_MAX, ServiceOffer, ServiceState, Visibility};
 use p2p_common::wire::Hello;
@@ -398,6 +398,30 @@ pub fn push_from(push: v1::PeerPush) -> Result<PeerPush, ConvertError> {
         changed,
         removed: removed.collect::<Result<_, _>>()?,
     }))
+}
+
+/// A piece of the revocations.
+pub fn revocations_to(push: &RevocationPush) -> v1::Revocations {
+    let key = |key: &RevokedKey| v1::RevokedKey {
+        number: key.number,
+        id: key.id.to_string(),
+        key_hash: key.key_hash.0.to_vec().into(),
+    };
+    v1::Revocations { keys: push.keys.iter().map(key).collect(), up_to: push.up_to, done: push.done }
+}
+
+/// A piece of the revocations.
+///
+/// # Errors
+/// When a key is malformed, or there are too many.
+pub fn revocations_from(push: v1::Revocations) -> Result<RevocationPush, ConvertError> {
+    bounded(push.keys.len(), RevocationPush::KEYS_MAX, "keys")?;
+    let key = |key: v1::RevokedKey| {
+        let (number, id) = (key.number, parse(&key.id, "id")?);
+        Ok(RevokedKey { number, id, key_hash: key_hash(&key.key_hash)? })
+    };
+    let keys: Result<Vec<_>, ConvertError> = push.keys.into_iter().map(key).collect();
+    Ok(RevocationPush { keys: keys?, up_to: push.up_to, done: push.done })
 }
 
 /// The wire form of a row of table F.

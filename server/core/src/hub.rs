@@ -1,7 +1,7 @@
 //! All that concerns the sessions of Peers at this Server, behind one owner.
 //!
-//! It composes [`PeerTable`] (A), [`LinkReports`] (B), [`PeerPushes`] (E), [`MemberNews`] (C towards Peers) and
-//! [`Heartbeats`], and has no rules of its own: it tells each room what happened and each session that there is
+//! It composes [`PeerTable`] (A), [`LinkReports`] (B), [`PeerPushes`] (E), [`MemberNews`] (C towards Peers),
+//! [`RevocationNews`] and [`Heartbeats`], and has no rules of its own: it tells each room what happened and each session that there is
 //! something for it.
 //!
 //! # The driving contract
@@ -25,15 +25,15 @@
 //! Bounds: one [`Output::Ready`] and one [`Output::Disconnect`] per session at most wait to be polled.
 //! Source: SPEC P1-P5, DESIGN walks 1 and 2.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::link::LinkRow;
-use p2p_common::push::{PeerPush, PeerReport};
+use p2p_common::push::{PeerPush, PeerReport, RevocationPush};
 use p2p_common::revision::Position;
-use p2p_common::{ErrorCode, Incarnation, Now};
+use p2p_common::{ErrorCode, Incarnation, KeyHash, NodeId, Now};
 
 use crate::heartbeat::{HEARTBEAT, Heartbeats, SILENCE};
 use crate::identities::{IdentityRefused, check_identity};
@@ -41,6 +41,7 @@ use crate::links::{LinkReports, LinksRefused};
 use crate::members::MemberNews;
 use crate::peers::{Arrival, ArrivalRefused, PeerRow, PeerTable, SESSIONS_MAX};
 use crate::push::PeerPushes;
+use crate::revocations::RevocationNews;
 use crate::session::SessionId;
 use crate::visibility::{Viewer, visible_entry};
 
@@ -88,6 +89,21 @@ impl SessionRefused {
     }
 }
 
+/// What a Peer that opens a session knows already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Resume {
+    /// Where its view of this Server stands.
+    pub view: Option<Position>,
+    /// It knows every revocation up to this number.
+    pub revocations: u64,
+}
+
+impl From<Option<Position>> for Resume {
+    fn from(view: Option<Position>) -> Self {
+        Resume { view, revocations: 0 }
+    }
+}
+
 /// A session as it begins.
 #[derive(Debug, Clone)]
 pub struct Opened {
@@ -116,6 +132,8 @@ pub enum Output {
 /// A message to a Peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Down {
+    /// Keys that open nothing any more.
+    Revocations(RevocationPush),
     /// Table C of this state.
     Members(Arc<ClusterState>),
     /// Table E.
@@ -140,6 +158,7 @@ pub struct Hub {
     links: LinkReports,
     pushes: PeerPushes,
     members: MemberNews,
+    revocations: RevocationNews,
     heartbeats: Heartbeats,
     /// Open sessions that have not been reported ready since they were last polled empty.
     idle: BTreeSet<SessionId>,
@@ -153,6 +172,7 @@ impl Hub {
             peers: PeerTable::new(config.sessions_max),
             links: LinkReports::new(),
             pushes: PeerPushes::new(config.incarnation),
+            revocations: RevocationNews::new(&state),
             members: MemberNews::new(state),
             heartbeats: Heartbeats::new(config.heartbeat, config.silence),
             idle: BTreeSet::new(),
@@ -160,18 +180,22 @@ impl Hub {
         }
     }
 
-    /// A Peer opens a session. `arrival` holds what TLS proved and the Peer said; `resume` is where its view of
-    /// this Server stands. Register the session's outbox before the next [`Hub::poll_output`].
+    /// A Peer opens a session. `arrival` holds what TLS proved and the Peer said; `resume` is what it knows
+    /// already. Register the session's outbox before the next [`Hub::poll_output`].
     ///
     /// # Errors
     /// When the Peer is not who it says, or cannot be taken in; nothing has changed then.
     pub fn handle_open(
         &mut self,
         arrival: Arrival,
-        resume: Option<Position>,
+        resume: impl Into<Resume>,
         now: Now,
     ) -> Result<Opened, SessionRefused> {
+        let resume = resume.into();
         let identity = check_identity(self.members.state(), arrival.id, arrival.key_hash)?;
+        if self.revocations.is_emergency(&arrival.key_hash) {
+            return Err(IdentityRefused::Revoked { id: arrival.id }.into());
+        }
         let grants = Arc::new(identity.grants.clone());
         let (row, replaced) = self.peers.open(arrival, grants)?;
         let (session, entry) = (row.session, row.entry.clone());
@@ -180,9 +204,10 @@ impl Hub {
             self.links.forget(peer);
             self.end(replaced, ErrorCode::Replaced, "a newer session of this peer has taken over".to_owned());
         }
-        self.pushes.open(session, peer, resume);
+        self.pushes.open(session, peer, resume.view);
         self.pushes.set(entry);
         self.members.open(session);
+        self.revocations.open(session, resume.revocations);
         self.heartbeats.open(session, now);
         self.idle.insert(session);
         self.wake_all();
@@ -225,8 +250,20 @@ impl Hub {
 
     /// The replicated state has changed.
     pub fn handle_cluster_state(&mut self, state: Arc<ClusterState>) {
-        if self.members.update(state) {
+        let revoked = self.revocations.update(&state);
+        if self.members.update(state) | revoked {
             self.wake_all();
+        }
+        if revoked {
+            self.disconnect_revoked();
+        }
+    }
+
+    /// The keys that are revoked ahead of their replication are now these, with whose they were.
+    pub fn handle_emergencies(&mut self, emergencies: &BTreeMap<KeyHash, NodeId>) {
+        if self.revocations.set_emergencies(emergencies) {
+            self.wake_all();
+            self.disconnect_revoked();
         }
     }
 
@@ -261,6 +298,10 @@ impl Hub {
     }
 
     fn next_down(&mut self, session: SessionId, now: Now) -> Option<Down> {
+        // Ahead of all that could lead to a link.
+        if let Some(push) = self.revocations.poll_push(session) {
+            return Some(Down::Revocations(push));
+        }
         if let Some(state) = self.members.poll_news(session) {
             return Some(Down::Members(state));
         }
@@ -295,6 +336,17 @@ impl Hub {
         self.outputs.extend(idle.into_iter().map(Output::Ready));
     }
 
+    fn disconnect_revoked(&mut self) {
+        let state = self.members.state();
+        let is_revoked =
+            |key_hash: &KeyHash| state.is_revoked(key_hash) || self.revocations.is_emergency(key_hash);
+        let revoked = self.peers.rows().filter(|row| is_revoked(&row.entry.key_hash));
+        let revoked: Vec<_> = revoked.map(|row| (row.session, row.entry.id)).collect();
+        for (session, id) in revoked {
+            self.disconnect(session, ErrorCode::Revoked, IdentityRefused::Revoked { id }.to_string());
+        }
+    }
+
     fn disconnect(&mut self, session: SessionId, code: ErrorCode, message: String) {
         if self.forget(session) {
             self.outputs.push_back(Output::Disconnect { session, code, message });
@@ -320,6 +372,7 @@ impl Hub {
     fn forget_reader(&mut self, session: SessionId) {
         self.pushes.close(session);
         self.members.close(session);
+        self.revocations.close(session);
         self.heartbeats.close(session);
         self.idle.remove(&session);
     }

@@ -9,6 +9,7 @@
 //! | `links` | what is kept of the links Peers report (table B) |
 //! | `push` | what each session is sent of table E |
 //! | `members` | which version of table C each session is sent |
+//! | `revocations` | which revoked keys each session is still to be sent; which Server can be spared |
 //! | `visibility` | which services somebody may see |
 //! | `heartbeat` | when a sign of life is due, and who is offline |
 //! | `authorise` | who may call which method; what a bearer token opens |
@@ -28,6 +29,7 @@ mod master;
 mod members;
 mod peers;
 mod push;
+mod revocations;
 mod session;
 mod visibility;
 
@@ -36,12 +38,13 @@ pub use autopilot::{
     Autopilot, GroupChange, MemberHealth, RemovalRefused, before_stop, check_removal, target_voters,
 };
 pub use heartbeat::{HEARTBEAT, Heartbeats, SILENCE};
-pub use hub::{Down, Hub, HubConfig, Opened, Output, PeerListing, SessionRefused, TICK};
+pub use hub::{Down, Hub, HubConfig, Opened, Output, PeerListing, Resume, SessionRefused, TICK};
 pub use identities::{IdentityRefused, Renewal, RenewalRefused, check_identity, check_renewal};
 pub use links::{LINKS_MAX, LinkReports, LinksRefused};
 pub use master::{MasterSight, MasterTracker, RaftSight};
 pub use members::MemberNews;
 pub use peers::{Arrival, ArrivalRefused, PeerRow, PeerTable, REPORT_BYTES_MAX, ReportRefused, SESSIONS_MAX};
 pub use push::{PeerPushes, TOMBSTONES_MAX};
+pub use revocations::{EMERGENCIES_MAX, NotRevocable, RevocationNews, check_revocable};
 pub use session::SessionId;
 pub use visibility::{Viewer, visible_entry};

@@ -299,3 +299,66 @@ fn a_crowd_joins_leaves_and_agrees() {
     let entries = |n| world.view(n).entries().get(&peer(2)).cloned().unwrap();
     assert!(Arc::ptr_eq(&entries(1), &entries(3)));
 }
+
+#[test]
+fn a_revoked_peer_is_thrown_out_told_why_and_not_let_in_again() {
+    let mut world = World::new();
+    for n in 1..=3 {
+        world.join(n).unwrap();
+    }
+    world.run(SECOND);
+    assert!((1..=3).all(|n| world.seen(n).revoked_first), "also who has nothing to learn hears so first");
+    let session = world.session(2);
+    world.revoke(2);
+    world.drain();
+    assert_eq!(world.ended(session), Some(ErrorCode::Revoked));
+    for n in [1, 3] {
+        assert_eq!(world.seen(n).revoked, [(1, peer(2))], "{n}");
+    }
+    world.check_views();
+    assert_eq!(world.names(1), ["p3"]);
+    assert_eq!(world.join(2).unwrap_err().code(), ErrorCode::Revoked);
+    // Who comes later hears of it before it hears of anybody.
+    world.join(4).unwrap();
+    world.drain();
+    assert_eq!(world.seen(4).revoked, [(1, peer(2))]);
+    assert!(world.seen(4).revoked_first);
+}
+
+#[test]
+fn an_emergency_acts_before_it_is_replicated_and_is_told_once() {
+    let mut world = World::new();
+    for n in 1..=3 {
+        world.join(n).unwrap();
+    }
+    world.run(SECOND);
+    let session = world.session(3);
+    world.emergencies(&[3]);
+    world.drain();
+    assert_eq!(world.ended(session), Some(ErrorCode::Revoked));
+    assert_eq!(world.join(3).unwrap_err().code(), ErrorCode::Revoked);
+    assert_eq!(world.seen(1).revoked, [(0, peer(3))]);
+    // Replicated and forgotten as an emergency: nobody comes in between.
+    world.revoke(3);
+    world.emergencies(&[]);
+    world.drain();
+    assert_eq!(world.join(3).unwrap_err().code(), ErrorCode::Revoked);
+    assert_eq!(world.seen(1).revoked, [(0, peer(3)), (1, peer(3))]);
+}
+
+#[test]
+fn a_slow_reader_hears_of_revocations_before_the_table() {
+    let mut world = World::new();
+    for n in 1..=3 {
+        world.join(n).unwrap();
+    }
+    world.run(SECOND);
+    world.stop_reading(1);
+    world.report(2, vec![offer("web", Visibility::Cluster)]);
+    world.revoke(3);
+    world.drain();
+    assert_eq!(world.seen(1).revoked, []);
+    let pushes = world.seen(1).pushes;
+    assert!(world.read_one(1));
+    assert_eq!((world.seen(1).revoked.len(), world.seen(1).pushes), (1, pushes));
+}

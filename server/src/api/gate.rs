@@ -29,7 +29,7 @@ use p2p_runtime::clock::{Clock, ClusterClock};
 use p2p_runtime::grpc::CallerInfo;
 use p2p_runtime::identity::{PeerIdentity, Token};
 use p2p_runtime::tls::{Face, ShownCertificate};
-use p2p_server_core::{CallerKind, check_call, check_identity, check_token};
+use p2p_server_core::{CallerKind, IdentityRefused, check_call, check_token};
 use slog::{Logger, debug};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -43,6 +43,7 @@ use super::recording::Recording;
 use crate::audit::AuditLog;
 use crate::metrics::Metrics;
 use crate::raft::Proposer;
+use crate::standing::Standing;
 
 /// How long a node that this Server has not heard of is waited for: it may have enrolled elsewhere this moment, and
 /// would otherwise only come back after its back-off. And how long this Server may take to learn what the cluster
@@ -93,6 +94,7 @@ impl Caller {
 #[derive(Debug)]
 struct Gate {
     proposer: Proposer,
+    standing: Standing,
     local_operator: [u8; 32],
     limit: Mutex<RateLimit>,
     clock: Clock,
@@ -107,6 +109,7 @@ impl Gate {
     fn new(context: &ApiContext) -> Self {
         Gate {
             proposer: context.proposer.clone(),
+            standing: context.revoker.standing.clone(),
             local_operator: context.local_operator,
             limit: Mutex::new(RateLimit::new(context.clock.now())),
             clock: context.clock,
@@ -183,11 +186,17 @@ impl Gate {
                 || view.state.identities.contains_key(&identity.node_id)
         });
         let _ = tokio::time::timeout(REPLICATION_PATIENCE, known).await;
-        if self.proposer.view().is_bound(identity.node_id, identity.key_hash) {
+        if self.standing.is_bound(identity.node_id, identity.key_hash) {
             return Ok(kind);
         }
-        self.catch_up().await?;
-        check_identity(&self.proposer.view().state, identity.node_id, identity.key_hash)
+        let revoked = |refused: &IdentityRefused| refused.code() == ErrorCode::Revoked;
+        // What is revoked stays so: no need to hear more, and perhaps no quorum to hear it from.
+        if self.standing.check(identity.node_id, identity.key_hash).err().as_ref().is_none_or(|e| !revoked(e))
+        {
+            self.catch_up().await?;
+        }
+        self.standing
+            .check(identity.node_id, identity.key_hash)
             .map_err(|refused| refuse_credentials(refused.code(), refused.to_string()))?;
         Ok(kind)
     }

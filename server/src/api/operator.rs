@@ -1,5 +1,5 @@
-//! Changes by operators: tokens are created, listed and revoked, identities listed, changed, freed and made, settings
-//! changed, Servers removed, the Master chosen, the whole state backed up.
+//! Changes by operators: tokens are created, listed and revoked, identities listed, changed, freed and made, keys
+//! revoked, settings changed, Servers removed, the Master chosen, the whole state backed up.
 //!
 //! The client mints a token's id and secret and sends the secret's hash, so that a repeated request names the same
 //! token. When it ends is decided here, by this Server's clock, and replicated with it.
@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::cluster::draining;
-use super::{ApiContext, unanswered};
+use super::{ApiContext, revoke, unanswered};
 use crate::audit::AuditTarget;
 use crate::recovery::backup::{Backup, Provenance};
 
@@ -220,6 +220,19 @@ impl Operator for OperatorApi {
         let request = request.into_inner();
         about.set(request.id.chars().take(64).collect::<String>());
         self.issue(request).await.map(Response::new)
+    }
+
+    async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeReply>, Status> {
+        let about = AuditTarget::of(&request);
+        let revoked = revoke::revoke(&self.context, request.into_inner(), |target| about.set(target));
+        Ok(Response::new(revoked.await?))
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<v1::ListRevocationsRequest>,
+    ) -> Result<Response<v1::ListRevocationsReply>, Status> {
+        Ok(Response::new(revoke::list(&self.context, request.get_ref())))
     }
 
     type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupPiece, Status>> + Send>>;

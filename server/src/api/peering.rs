@@ -10,12 +10,13 @@ use p2p_proto::status::{malformed, refuse};
 use p2p_proto::{convert, v1};
 use p2p_runtime::ca::ClusterCa;
 use p2p_runtime::grpc::CallerInfo;
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::group::Group;
 use crate::raft::{ProposeError, Proposer};
+use crate::revocation::{Revoker, emergencies_from};
 use crate::transport::Myself;
 use crate::transport::handshake::{check_hello, identity_of};
 
@@ -25,6 +26,7 @@ pub struct PeeringApi {
     myself: Myself,
     proposer: Proposer,
     group: Group,
+    revoker: Revoker,
     ca: watch::Receiver<Option<Arc<ClusterCa>>>,
     log: Logger,
 }
@@ -35,10 +37,11 @@ impl PeeringApi {
         myself: Myself,
         proposer: Proposer,
         group: Group,
+        revoker: Revoker,
         ca: watch::Receiver<Option<Arc<ClusterCa>>>,
         log: Logger,
     ) -> Self {
-        PeeringApi { myself, proposer, group, ca, log }
+        PeeringApi { myself, proposer, group, revoker, ca, log }
     }
 }
 
@@ -172,6 +175,21 @@ impl v1::peering_server::Peering for PeeringApi {
         self.check_member(request.hello, &caller)?;
         self.group.remove_here(request_id, id).await.map_err(|e| refused(&e))?;
         Ok(Response::new(v1::RemoveReply {}))
+    }
+
+    async fn emergency(
+        &self,
+        request: Request<v1::EmergencyRequest>,
+    ) -> Result<Response<v1::EmergencyReply>, Status> {
+        let caller = caller_of(&request)?;
+        let request = request.into_inner();
+        self.check_member(request.hello, &caller)?;
+        let emergencies = emergencies_from(request.revocations).map_err(|e| malformed(&e))?;
+        let ids: Vec<_> = emergencies.iter().map(|emergency| emergency.revocation.id.to_string()).collect();
+        self.revoker.keep(emergencies).await.map_err(|e| refuse(ErrorCode::Exhausted, e.to_string()))?;
+        let by = identity_of(&caller)?.node_id;
+        warn!(self.log, "emergency revocation heard from another server"; "from" => by, "ids" => ids.join(","));
+        Ok(Response::new(v1::EmergencyReply {}))
     }
 
     async fn progress(

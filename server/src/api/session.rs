@@ -25,7 +25,7 @@ use p2p_proto::v1::session_up::Message as UpMessage;
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::unix_now;
 use p2p_runtime::identity::PeerIdentity;
-use p2p_server_core::{Arrival, Down, SessionId};
+use p2p_server_core::{Arrival, Down, Resume, SessionId};
 use slog::debug;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until};
@@ -228,13 +228,16 @@ impl SessionTask {
             report: convert::report_from(open.report)?,
             since: unix_now(),
         };
-        let session = self.context.hub.open(arrival, resume).await?;
+        // Numbers count within an epoch: a forced recovery may have lost the last ones.
+        let revocations = if hello.epoch == myself.epoch { open.revocations_known } else { 0 };
+        let session = self.context.hub.open(arrival, Resume { view: resume, revocations }).await?;
         let (version, members) = (session.state.members_version, session.state.members.values());
         let welcome = DownMessage::Welcome(v1::SessionWelcome {
             hello: Some(convert::hello_to(&myself.hello(Some(self.peer.node_id)))),
             seen_from: self.remote.to_string(),
             members: Some(convert::member_table_to(version, members)),
             now_unix_ms: myself.credentials.clock().now().0,
+            revocations_follow: true,
         });
         self.down.send(Ok(message(welcome))).await.map_err(|_| Over::Gone)?;
         Ok(session)
@@ -299,6 +302,7 @@ impl SessionTask {
 
     fn down_to(&self, down: &Down) -> DownMessage {
         match down {
+            Down::Revocations(push) => DownMessage::Revocations(convert::revocations_to(push)),
             Down::Members(state) => {
                 DownMessage::Members(convert::member_table_to(state.members_version, state.members.values()))
             }

@@ -7,6 +7,7 @@ mod identities;
 mod look_ups;
 mod matrix;
 mod renewal;
+mod revocations;
 mod sessions;
 mod settings;
 mod world;

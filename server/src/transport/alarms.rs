@@ -2,6 +2,7 @@
 //!
 //! | told | by | then |
 //! |---|---|---|
+//! | its key is revoked | a Server of its table C, or the state itself | it stops: an operator must act |
 //! | it was removed from table C | a Server of its table C | it stops: an operator must act |
 //! | a forced recovery has ended its epoch | a Server of its table C | it stops: an operator must act |
 //! | its epoch was begun by another recovery, too | whoever shows it in a hello | alarm: both go on, apart |
@@ -28,6 +29,12 @@ pub enum MustStop {
         /// In its words.
         words: String,
     },
+    /// Its key opens nothing any more.
+    #[error("the key of this server is revoked: {words}")]
+    Revoked {
+        /// In the words of whoever says so.
+        words: String,
+    },
     /// A forced recovery has begun a new epoch.
     #[error(
         "a forced recovery has ended epoch {ours}, in which this server lives: {by} lives in epoch {theirs}. What only \
@@ -41,6 +48,22 @@ pub enum MustStop {
         /// The epoch here.
         ours: Epoch,
     },
+}
+
+impl MustStop {
+    /// What an operator types to bring the Server of data directory `data` back.
+    pub fn way_back(&self, data: &str) -> String {
+        match self {
+            MustStop::Revoked { .. } => "It does not come back with this key: take it out of the cluster with \
+                 `p2p-server remove` at another server, and start a new one with an empty data directory, --join and a \
+                 new token"
+                .to_owned(),
+            MustStop::Removed { .. } | MustStop::EpochOver { .. } => format!(
+                "To bring it back, type `p2p-server rejoin --discard-state --data {data}` and start it again: its store \
+                 is moved aside, and it returns under a new raft id"
+            ),
+        }
+    }
 }
 
 /// What is known now.
@@ -88,6 +111,9 @@ impl Alarms {
             ErrorCode::RemovedMember => {
                 self.must_stop(MustStop::Removed { by, words: words.to_owned() });
             }
+            ErrorCode::Revoked => {
+                self.must_stop(MustStop::Revoked { words: format!("{by} says so: {words}") })
+            }
             ErrorCode::SplitHistory => self.split(by, words),
             _ => {}
         }
@@ -100,6 +126,11 @@ impl Alarms {
             self.count();
             info!(self.log, "split history settled"; "with" => with);
         }
+    }
+
+    /// The replicated state, or an emergency here, says that this Server's own key is revoked.
+    pub fn revoked(&self) {
+        self.must_stop(MustStop::Revoked { words: "an operator has revoked it".to_owned() });
     }
 
     fn must_stop(&self, why: MustStop) {
@@ -155,6 +186,7 @@ mod tests {
 
         alarms.refused(server(4), ErrorCode::RemovedMember, "raft id 3 was removed");
         alarms.hello_refused(server(2), &HelloError::EpochAhead { theirs: Epoch(3), ours: Epoch(2) });
+        alarms.refused(server(2), ErrorCode::Revoked, "revoked");
         let why = alarm.borrow().must_stop.clone().unwrap();
         assert_eq!(why, MustStop::Removed { by: server(4), words: "raft id 3 was removed".into() });
     }

@@ -232,6 +232,7 @@ impl Session for Rooms {
             seen_from: String::new(),
             members: Some(convert::member_table_to(1, [&self.me])),
             now_unix_ms: unix_now().0,
+            revocations_follow: false,
         });
         tx.send(down(welcome)).await.unwrap();
         let entry = move |report: Option<v1::PeerReport>| PeerEntry {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::cluster_state::ClusterState;
-use p2p_common::command::IdentityRecord;
+use p2p_common::command::{IdentityRecord, Revocation};
 use p2p_common::link::LinkRow;
 use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::revision::{Push, View};
@@ -63,6 +63,10 @@ pub struct Seen {
     pub members_messages: usize,
     pub members_version: Option<u64>,
     pub ended: Option<ErrorCode>,
+    /// Number and Id of each revocation, in order.
+    pub revoked: Vec<(u64, NodeId)>,
+    /// It heard of all of them before anything else.
+    pub revoked_first: bool,
 }
 
 struct TestPeer {
@@ -153,6 +157,25 @@ impl World {
         joined.silent = false;
         joined.seen.members_version = Some(opened.state.members_version);
         Ok(())
+    }
+
+    /// The key of the `n`th Peer is revoked, as every Server knows.
+    pub fn revoke(&mut self, n: u128) {
+        let (id, key_hash) = (peer(n), key(n));
+        let number = self.state.revocations_version + 1;
+        let (name, reason) = (String::new(), String::new());
+        let revocation = Revocation { number, id, key_hash, name, reason, revoked_at: UnixMs(0) };
+        self.state.revocations.insert(key_hash, revocation);
+        self.state.revocations_version = number;
+        if let Some(identity) = self.state.identities.get_mut(&id) {
+            identity.revoked = true;
+        }
+        self.hub.handle_cluster_state(Arc::new(self.state.clone()));
+    }
+
+    /// The keys of these Peers are revoked ahead of their replication.
+    pub fn emergencies(&mut self, peers: &[u128]) {
+        self.hub.handle_emergencies(&peers.iter().map(|n| (key(*n), peer(*n))).collect());
     }
 
     pub fn session(&self, n: u128) -> SessionId {
@@ -287,6 +310,11 @@ impl World {
         let reader = self.peer_mut(n);
         match down {
             Down::Heartbeat => reader.seen.heartbeats += 1,
+            Down::Revocations(push) => {
+                let first = reader.seen.pushes + reader.seen.members_messages == 0;
+                reader.seen.revoked_first |= first && push.done;
+                reader.seen.revoked.extend(push.keys.iter().map(|key| (key.number, key.id)));
+            }
             Down::Members(state) => {
                 reader.seen.members_messages += 1;
                 reader.seen.members_version = Some(state.members_version);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use p2p_common::command::{CommandBody, Outcome};
-use p2p_common::push::{PeerEntry, PeerReport};
+use p2p_common::push::{PeerEntry, PeerReport, RevokedKey};
 use p2p_common::revision::View;
 use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
 use p2p_common::wire::{Hello, VERSIONS};
@@ -15,7 +15,7 @@ use p2p_proto::v1::session_client::SessionClient;
 use p2p_proto::v1::session_down::Message as Down;
 use p2p_proto::v1::session_up::Message as Up;
 use p2p_proto::{convert, v1};
-use p2p_server_core::Arrival;
+use p2p_server_core::{Arrival, Resume};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -41,6 +41,11 @@ fn hello(node: &Node) -> Hello {
     }
 }
 
+/// What `node` says first, on the wire.
+pub(super) fn hello_of(node: &Node) -> v1::Hello {
+    convert::hello_to(&hello(node))
+}
+
 fn offer(name: &str) -> ServiceOffer {
     ServiceOffer {
         name: name.parse().unwrap(),
@@ -50,25 +55,28 @@ fn offer(name: &str) -> ServiceOffer {
     }
 }
 
-fn report(seq: u64, services: Vec<ServiceOffer>) -> PeerReport {
+pub(super) fn report(seq: u64, services: Vec<ServiceOffer>) -> PeerReport {
     PeerReport { seq, name: format!("at {seq}"), services, ..PeerReport::default() }
 }
 
-fn open(node: &Node, report: &PeerReport) -> v1::SessionOpen {
+pub(super) fn open(node: &Node, report: &PeerReport) -> v1::SessionOpen {
     v1::SessionOpen {
         hello: Some(convert::hello_to(&hello(node))),
         report: Some(convert::report_to(report)),
         view_revision: 0,
         view_server_incarnation: String::new(),
+        revocations_known: 0,
     }
 }
 
 /// A Peer's end of a session.
-struct Attached {
+pub(super) struct Attached {
     up: mpsc::Sender<v1::SessionUp>,
     down: Streaming<v1::SessionDown>,
     view: View<NodeId, Arc<PeerEntry>>,
     pushes: usize,
+    /// What it heard of revoked keys.
+    pub(super) revoked: Vec<RevokedKey>,
 }
 
 impl Attached {
@@ -77,17 +85,21 @@ impl Attached {
         let (up, requests) = mpsc::channel(16);
         let mut client = SessionClient::new(world.node(node).await.unwrap());
         let down = client.attach(ReceiverStream::new(requests)).await.unwrap().into_inner();
-        Attached { up, down, view: View::new(100), pushes: 0 }
+        Attached { up, down, view: View::new(100), pushes: 0, revoked: Vec::new() }
     }
 
-    async fn first(world: &World, node: &Node, message: Up) -> Attached {
+    pub(super) async fn first(world: &World, node: &Node, message: Up) -> Attached {
         let attached = Self::silent(world, node).await;
         attached.say(message).await;
         attached
     }
 
     /// A session that is up, and its welcome.
-    async fn up(world: &World, node: &Node, report: &PeerReport) -> (Attached, v1::SessionWelcome) {
+    pub(super) async fn up(
+        world: &World,
+        node: &Node,
+        report: &PeerReport,
+    ) -> (Attached, v1::SessionWelcome) {
         let mut attached = Self::first(world, node, Up::Open(open(node, report))).await;
         match attached.next().await {
             Some(Down::Welcome(welcome)) => (attached, welcome),
@@ -104,14 +116,26 @@ impl Attached {
         self.say(Up::Report(convert::report_to(report))).await;
     }
 
-    /// The next message; none at the end of the stream.
+    /// The next message but for revocations, which are noted; none at the end of the stream.
     async fn next(&mut self) -> Option<Down> {
+        loop {
+            match self.next_of_all().await {
+                Some(Down::Revocations(push)) => {
+                    self.revoked.extend(convert::revocations_from(push).unwrap().keys);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The next message; none at the end of the stream.
+    pub(super) async fn next_of_all(&mut self) -> Option<Down> {
         let message = tokio::time::timeout(PATIENCE, self.down.message()).await.expect("something comes");
         message.unwrap().map(|down| down.message.expect("a message of this version"))
     }
 
     /// The code of the last message, which must be all that comes.
-    async fn end(&mut self) -> ErrorCode {
+    pub(super) async fn end(&mut self) -> ErrorCode {
         loop {
             match self.next().await {
                 Some(Down::End(end)) => {
@@ -126,7 +150,7 @@ impl Attached {
     }
 
     /// Follows table E until `condition` holds for the Peer `id` as seen here.
-    async fn follow(&mut self, id: NodeId, mut condition: impl FnMut(Option<&PeerEntry>) -> bool) {
+    pub(super) async fn follow(&mut self, id: NodeId, mut condition: impl FnMut(Option<&PeerEntry>) -> bool) {
         while !condition(self.view.entries().get(&id).map(|entry| &**entry)) {
             match self.next().await {
                 Some(Down::Push(push)) => {
@@ -327,7 +351,7 @@ async fn a_slow_reader_gets_the_newest_and_holds_nobody_up() {
         since: UnixMs(0),
     };
     let hub = &world.context.hub;
-    let busy = hub.open(arrival, None).await.unwrap();
+    let busy = hub.open(arrival, Resume::default()).await.unwrap();
     slow.follow(b.id, |entry| entry.is_some()).await;
     // Entries of some 16 KiB, 10 MiB in all: more than connections and windows hold.
     let services = |n: usize| (0..250).map(|i| offer(&format!("{n}-{i}-{}", "x".repeat(30)))).collect();

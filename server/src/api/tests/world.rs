@@ -37,6 +37,8 @@ use crate::hub_task::{HubParams, spawn_hub};
 use crate::master_task::MasterTask;
 use crate::metrics::Metrics;
 use crate::raft::{DriverParams, Mailbox, Proposer, spawn_driver};
+use crate::revocation::{EmergencyStore, EmergencyTask, Enforcer, Revoker};
+use crate::standing::Standing;
 use crate::store::{Origin, Store};
 use crate::transport::{Myself, Remotes, RemotesParams, TransportMetrics};
 use p2p_proto::v1;
@@ -132,6 +134,8 @@ pub struct World {
     pub ca: ClusterCa,
     pub context: ApiContext,
     pub listen: ListenMetrics,
+    /// The open connections of nodes.
+    pub nodes: NodeConnections,
     pub transport: TransportMetrics,
     pub ca_tx: watch::Sender<Option<Arc<ClusterCa>>>,
     pub me: NodeId,
@@ -232,15 +236,20 @@ impl World {
             log: log.clone(),
         };
         tokio::spawn(master.run());
-        let pinning = driver.view.clone();
-        me.credentials.set_pins(move |id, key_hash| pinning.borrow().is_bound(id, key_hash));
+        let data = Arc::new(DataDir::open(tmp.path()).unwrap());
+        let emergencies = EmergencyStore::load(data).unwrap();
+        let standing = Standing::new(driver.view.clone(), emergencies.watch());
+        let pinning = standing.clone();
+        me.credentials.set_pins(move |id, key_hash| pinning.is_bound(id, key_hash));
+        let revoker =
+            Revoker { standing: standing.clone(), store: emergencies.clone(), remotes: remotes.clone() };
         let (ca_tx, ca_rx) = watch::channel(Some(Arc::new(
             ClusterCa::from_parts(CLUSTER, &ca.key_pem(), &ca.trust()).unwrap(),
         )));
         let metrics = Metrics::default();
         let hub = spawn_hub(HubParams {
             config: HubConfig::new(incarnation),
-            view: driver.view.clone(),
+            standing: standing.clone(),
             clock,
             sessions: metrics.sessions.clone(),
             stop: stop.clone(),
@@ -254,6 +263,7 @@ impl World {
             proposer: proposer.clone(),
             reach: remotes.reach(),
             group: group.clone(),
+            revoker: revoker.clone(),
             hub,
             ca: ca_rx.clone(),
             local_operator: local.secret_hash(),
@@ -263,7 +273,25 @@ impl World {
             stop: stop.clone(),
             log: log.clone(),
         };
-        let peering = PeeringApi::new(myself, proposer.clone(), group, ca_rx, log.clone());
+        let peering = PeeringApi::new(myself, proposer.clone(), group, revoker, ca_rx, log.clone());
+        let nodes = NodeConnections::default();
+        let enforcer = Enforcer {
+            standing,
+            nodes: nodes.clone(),
+            own_key: me.key_hash,
+            alarms: remotes.alarms().clone(),
+            stop: stop.clone(),
+            log: log.clone(),
+        };
+        tokio::spawn(enforcer.run());
+        let emergency = EmergencyTask {
+            store: emergencies,
+            proposer: proposer.clone(),
+            remotes: remotes.clone(),
+            stop: stop.clone(),
+            log: log.clone(),
+        };
+        tokio::spawn(emergency.run());
         let raft = RaftApi::new(
             remotes,
             driver.view.clone(),
@@ -278,7 +306,7 @@ impl World {
             tls: ServerTls::api(Arc::clone(&me.credentials)),
             limits: ListenLimits::default(),
             metrics: listen.clone(),
-            nodes: NodeConnections::default(),
+            nodes: nodes.clone(),
             stop: stop.clone(),
             log,
         };
@@ -292,6 +320,7 @@ impl World {
             ca,
             context,
             listen,
+            nodes,
             transport: transport_metrics,
             ca_tx,
             me: me.id,

@@ -2,12 +2,13 @@
 
 use p2p_common::ErrorCode;
 use p2p_proto::status::code_of;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::*;
 use crate::raft::mailbox::Request;
+use crate::standing::Standing;
 
 /// A stream as a test writes it.
 struct Raw {
@@ -91,7 +92,9 @@ async fn an_unknown_kind_is_refused() {
 async fn who_leaves_the_cluster_is_heard_until_raft_has_let_it_go_and_then_told() {
     let (world, one, two) = two_of_us();
     let both = world.view(2, &[&one, &two]);
-    let following = tokio::spawn(two.remotes.clone().follow(two.view.subscribe()));
+    let (_emergencies, emergencies) = watch::channel(Arc::default());
+    let following =
+        tokio::spawn(two.remotes.clone().follow(Standing::new(two.view.subscribe(), emergencies)));
     Node::until("a remote", || two.remotes.remote(1).is_some()).await;
     let mut stream = open(&one, &two, MESSAGE).await.unwrap();
 
