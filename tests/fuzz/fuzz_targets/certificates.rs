@@ -5,9 +5,10 @@
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
+use p2p_common::grants::{Grants, NamePatterns};
 use p2p_common::{ClusterId, NodeId, NodeKind, UnixMs};
 use p2p_runtime::ca::{CertificateGrant, ClusterCa};
-use p2p_runtime::identity::{PeerIdentity, TrustBundle};
+use p2p_runtime::identity::{NodeKey, PeerIdentity, TrustBundle, grants_of_certificate};
 use uuid::Uuid;
 
 fn ca() -> &'static ClusterCa {
@@ -18,9 +19,17 @@ fn ca() -> &'static ClusterCa {
     })
 }
 
+fn request() -> &'static [u8] {
+    static REQUEST: OnceLock<Vec<u8>> = OnceLock::new();
+    REQUEST.get_or_init(|| {
+        let id = NodeId::new(NodeKind::Peer, Uuid::from_u128(2));
+        NodeKey::generate().and_then(|key| key.certificate_request(id)).expect("there is randomness")
+    })
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = data.split_first() else { return };
-    match choice % 4 {
+    match choice % 6 {
         0 => {
             let _ = PeerIdentity::of_certificate(data);
         }
@@ -36,6 +45,28 @@ fuzz_target!(|data: &[u8]| {
             if let Ok(bundle) = TrustBundle::from_pem(data) {
                 assert!((1..=TrustBundle::CERTIFICATES_MAX).contains(&bundle.certificates().len()));
             }
+        }
+        // What a certificate narrows stays narrow, whatever is made of it.
+        3 => drop(grants_of_certificate(data)),
+        4 => {
+            let Ok(text) = std::str::from_utf8(data) else { return };
+            let mut lists = text.splitn(3, ';').map(str::parse::<NamePatterns>);
+            let (Some(Ok(may_offer)), Some(Ok(may_reach)), Some(Ok(may_advertise))) =
+                (lists.next(), lists.next(), lists.next())
+            else {
+                return;
+            };
+            let grants = Grants { may_offer, may_reach, may_advertise };
+            if grants.bytes() > Grants::BYTES_MAX {
+                return;
+            }
+            let (id, request) = (NodeId::new(NodeKind::Peer, Uuid::from_u128(2)), request());
+            let grant = CertificateGrant {
+                grants: grants.clone(),
+                ..CertificateGrant::new(id, UnixMs(1_700_000_000_000))
+            };
+            let signed = ca().sign(request, &grant).expect("our own request");
+            assert_eq!(grants_of_certificate(&signed.certificate), grants);
         }
         _ => {
             let id = NodeId::new(NodeKind::Peer, Uuid::from_u128(2));

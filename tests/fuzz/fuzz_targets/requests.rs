@@ -42,6 +42,12 @@ fn request_id(text: &str) {
     let _ = convert::request_id(text);
 }
 
+/// Grants that fit are written and read again the same.
+fn grants(grants: Option<v1::Grants>) {
+    let Some(Ok(grants)) = grants.map(convert::grants_from) else { return };
+    assert_eq!(convert::grants_from(convert::grants_to(&grants)), Ok(grants));
+}
+
 /// One row per method: what its request is, and what is done with it before anything else is needed.
 macro_rules! requests {
     ($($method:literal: $request:ident => $check:expr,)*) => {
@@ -107,6 +113,25 @@ requests! {
         if let (Ok(name), Some(value)) = (convert::parse::<SettingName>(&r.name, "name"), r.value) {
             let _ = name.check(&value);
         }
+    },
+    "Operator/ListIdentities": ListIdentitiesRequest => |r| {
+        id(&r.after);
+        id(&r.id);
+    },
+    "Operator/ChangeGrants": ChangeGrantsRequest => |r| {
+        request_id(&r.request_id);
+        id(&r.id);
+        grants(r.grants);
+    },
+    "Operator/ResetIdentity": ResetIdentityRequest => |r| {
+        request_id(&r.request_id);
+        id(&r.id);
+    },
+    "Operator/IssueCertificate": IssueCertificateRequest => |r| {
+        request_id(&r.request_id);
+        id(&r.id);
+        let _ = convert::name(&r.name, "name");
+        grants(r.grants);
     },
     "Operator/Backup": BackupRequest => |_| {},
     "Peering/Join": JoinRequest => |r| {

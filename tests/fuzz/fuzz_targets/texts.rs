@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use libfuzzer_sys::fuzz_target;
 use p2p_common::addr::HostPort;
+use p2p_common::grants::{NamePattern, NamePatterns};
 use p2p_common::service::{HealthCheck, LocalService, ServiceName, Visibility};
 use p2p_common::setting::SettingName;
 use p2p_common::{ClusterId, Incarnation, NodeId, RecoveryId, RequestId};
@@ -21,11 +22,27 @@ fn again<T: FromStr + Display + Debug + PartialEq>(text: &str) -> Option<String>
     Some(written)
 }
 
+/// Whether `name` fits `pattern`, found the slow way: row by row of pattern against name.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    let mut row: Vec<bool> = std::iter::once(true).chain(name.iter().map(|_| false)).collect();
+    for byte in pattern {
+        let before = row.clone();
+        row[0] = before[0] && *byte == b'*';
+        for (at, of_name) in name.iter().enumerate() {
+            row[at + 1] = match byte {
+                b'*' => before[at + 1] || row[at],
+                byte => before[at] && byte.eq_ignore_ascii_case(of_name),
+            };
+        }
+    }
+    row[name.len()]
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = data.split_first() else { return };
     let header = p2p_server::fuzzing::bearer(data);
     let Ok(text) = std::str::from_utf8(data) else { return };
-    match choice % 16 {
+    match choice % 18 {
         // An Id has one form only.
         0 => assert!(again::<NodeId>(text).is_none_or(|written| written == text)),
         1 => drop(again::<ClusterId>(text)),
@@ -56,6 +73,19 @@ fuzz_target!(|data: &[u8]| {
         }
         13 => drop(text.parse::<Bind>()),
         14 => drop(SourceRanges::parse(text.split(','))),
+        15 => drop((again::<NamePattern>(text), again::<NamePatterns>(text))),
+        16 => {
+            if let Some((pattern, name)) = text.split_once(' ')
+                && let Ok(parsed) = pattern.parse::<NamePattern>()
+                && name.len() < 200
+            {
+                assert_eq!(
+                    parsed.matches(name),
+                    fits(parsed.as_str().as_bytes(), name.as_bytes()),
+                    "{text:?}"
+                );
+            }
+        }
         _ => {
             if let Some(token) = header {
                 let shown = text.trim_end().rsplit(' ').next();
