@@ -26,3 +26,8 @@ pub fn server_names(addresses: &[String]) -> Option<Vec<String>> {
 pub fn server_addresses(addresses: &[String]) -> bool {
     peering::addresses(addresses).is_ok()
 }
+
+/// Whether another Server's emergency revocations make sense.
+pub fn emergencies(revocations: Vec<v1::EmergencyRevocation>) -> bool {
+    crate::revocation::emergencies_from(revocations).is_ok()
+}

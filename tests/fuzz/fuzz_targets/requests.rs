@@ -133,6 +133,12 @@ requests! {
         let _ = convert::name(&r.name, "name");
         grants(r.grants);
     },
+    "Operator/Revoke": RevokeRequest => |r| {
+        request_id(&r.request_id);
+        id(&r.target);
+        let _ = (convert::name(&r.target, "target"), convert::sha256(&r.key_hash, "key_hash"));
+    },
+    "Operator/ListRevocations": ListRevocationsRequest => |_| {},
     "Operator/Backup": BackupRequest => |_| {},
     "Peering/Join": JoinRequest => |r| {
         hello(r.hello);
@@ -150,6 +156,10 @@ requests! {
         hello(r.hello);
         request_id(&r.request_id);
         id(&r.id);
+    },
+    "Peering/Emergency": EmergencyRequest => |r| {
+        hello(r.hello);
+        fuzzing::emergencies(r.revocations);
     },
     "Peering/Progress": ProgressRequest => |r| hello(r.hello),
     "Raft/Stream": RaftBatch => |r| hello(r.hello),

@@ -67,6 +67,22 @@ async fn what_operators_do_is_recorded_with_what_it_is_about() {
     operator.remove_member(gone).await.unwrap_err();
     let stranger = v1::TransferMasterRequest { to: super::world::server(77).to_string() };
     operator.transfer_master(stranger.clone()).await.unwrap_err();
+    let (one, other) = (world.peers[0].id.to_string(), world.peers[1].id.to_string());
+    let grants = v1::ChangeGrantsRequest {
+        request_id: request_id(),
+        id: one.clone(),
+        grants: Some(v1::Grants::default()),
+    };
+    operator.change_grants(grants).await.unwrap();
+    let revoke = v1::RevokeRequest {
+        request_id: request_id(),
+        target: one.clone(),
+        reason: "lost".to_owned(),
+        ..Default::default()
+    };
+    operator.revoke(revoke).await.unwrap();
+    let reset = v1::ResetIdentityRequest { request_id: request_id(), id: other.clone() };
+    operator.reset_identity(reset).await.unwrap();
 
     let by_token = format!("token {}", world.operator.id());
     let row = |caller: &str, method: &str, target: &str, outcome: &str| {
@@ -80,6 +96,9 @@ async fn what_operators_do_is_recorded_with_what_it_is_about() {
         row(&by_token, "RevokeToken", &format!("token {unknown}"), ErrorCode::TokenUnknown.as_str()),
         row(&by_token, "RemoveMember", "", ErrorCode::BadRequest.as_str()),
         row(&by_token, "TransferMaster", &stranger.to, ErrorCode::NotFound.as_str()),
+        row(&by_token, "ChangeGrants", &one, "ok"),
+        row(&by_token, "Revoke", &format!("{one} key {}", world.peers[0].key_hash), "ok"),
+        row(&by_token, "ResetIdentity", &other, "ok"),
     ];
     assert_eq!(shown(&world), expected);
     for record in records(&world) {
