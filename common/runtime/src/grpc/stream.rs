@@ -73,9 +73,10 @@ struct Throttle {
 }
 
 impl Throttle {
-    /// Some hundred enrolments, or calls without credentials.
-    const AT_ONCE: i64 = 128 * 1024;
-    const BYTES_PER_S: i64 = 16 * 1024;
+    /// A dozen enrolments, or the largest request that may come with credentials. As frames of a byte these are
+    /// 3,000, some milliseconds of work.
+    const AT_ONCE: i64 = 32 * 1024;
+    const BYTES_PER_S: i64 = 8 * 1024;
     /// How long is waited at least.
     const REST: Duration = Duration::from_millis(250);
 
