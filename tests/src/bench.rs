@@ -7,6 +7,7 @@
 mod consensus;
 mod cpu;
 mod footprint;
+pub mod hostile;
 mod load;
 mod paced;
 mod rivals;
@@ -136,6 +137,13 @@ impl Row {
             min: figures.iter().copied().reduce(f64::min),
             max: figures.iter().copied().reduce(f64::max),
         })
+    }
+
+    /// Gives it a name that is made up of parts.
+    #[must_use]
+    pub fn named(mut self, case: String) -> Row {
+        self.case = case;
+        self
     }
 
     /// Says what the project wants of it.
