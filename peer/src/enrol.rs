@@ -17,14 +17,15 @@ use std::time::Duration;
 use p2p_common::addr::HostPort;
 use p2p_common::backoff::{Backoff, Jitter};
 use p2p_common::wire::{Hello, VERSIONS};
-use p2p_common::{Epoch, ErrorCode, Incarnation};
+use p2p_common::{Epoch, ErrorCode, Incarnation, NodeId};
 use p2p_peer_core::KnownServer;
 use p2p_proto::v1::enroll_client::EnrollClient;
 use p2p_proto::{convert, status, v1};
 use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::grpc::{ChannelParams, connect};
 use p2p_runtime::identity::{
-    CaFingerprint, DataDir, DataDirError, DataDirView, Enrolment, FileMode, NodeIdentity, Token, TrustBundle,
+    CaFingerprint, DataDir, DataDirError, DataDirView, Enrolment, FileMode, KeyError, NodeIdentity, Token,
+    TrustBundle,
 };
 use p2p_runtime::mesh_key::MeshKey;
 use p2p_runtime::tls::Connector;
@@ -42,11 +43,21 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 const EPOCH_FILE: &str = "epoch";
 
 /// Why one Server did not enrol this Peer.
-enum Refused {
+pub(crate) enum Refused {
     /// Another try may help.
     ForNow(String),
     /// No try will.
     ForGood(Exit),
+}
+
+impl Refused {
+    /// The reason, whoever else is asked.
+    pub(crate) fn into_reason(self) -> String {
+        match self {
+            Refused::ForNow(why) => why,
+            Refused::ForGood(exit) => exit.to_string(),
+        }
+    }
 }
 
 /// What this Peer was given to be known by.
@@ -139,12 +150,13 @@ async fn ensure(
     if servers.is_empty() {
         return Err(Exit::usage("no Server to enrol at: add --servers HOST:PORT, any one of the cluster"));
     }
+    let applicant = Applicant::of(identity).map_err(|e| Exit::failed(chain(&e)))?;
     let (first, max) = WAITS;
     let (mut backoff, mut jitter) = (Backoff::new(first, max), Jitter::new(rand::random()));
     loop {
         for server in servers {
             let enrolled = tokio::select! {
-                enrolled = enrol(identity, token, server) => enrolled,
+                enrolled = enrol(&applicant, token, server) => enrolled,
                 () = stop.cancelled() => return Ok(false),
             };
             match enrolled {
@@ -172,8 +184,30 @@ async fn ensure(
     }
 }
 
-async fn enrol(
-    identity: &NodeIdentity,
+/// Who enrols, and for which key.
+#[derive(Debug, Clone)]
+pub(crate) struct Applicant {
+    id: NodeId,
+    name: String,
+    /// PKCS #10, DER.
+    request: Vec<u8>,
+}
+
+impl Applicant {
+    /// As `identity` is.
+    ///
+    /// # Errors
+    /// When its key does not sign.
+    pub(crate) fn of(identity: &NodeIdentity) -> Result<Self, KeyError> {
+        let id = identity.id();
+        let request = identity.key().certificate_request(id)?;
+        Ok(Applicant { id, name: identity.name().to_owned(), request })
+    }
+}
+
+/// Asks one Server.
+pub(crate) async fn enrol(
+    applicant: &Applicant,
     token: &Token,
     server: &HostPort,
 ) -> Result<(Enrolment, Epoch, Vec<KnownServer>), Refused> {
@@ -190,7 +224,7 @@ async fn enrol(
     let hello = Hello {
         versions: VERSIONS,
         cluster_id: None,
-        from: identity.id(),
+        from: applicant.id,
         to: Some(connection.identity.node_id),
         epoch: Epoch(0),
         recovery_id: None,
@@ -202,13 +236,13 @@ async fn enrol(
         hello: Some(convert::hello_to(&hello)),
         token_id: token.id().0,
         token_secret: token.secret().to_vec().into(),
-        name: identity.name().to_owned(),
-        csr: identity.key().certificate_request(identity.id()).map_err(|e| for_good(&e))?.into(),
+        name: applicant.name.clone(),
+        csr: applicant.request.clone().into(),
         addresses: Vec::new(),
     });
     request.set_timeout(CALL_TIMEOUT);
     let reply = EnrollClient::new(connection.channel).enroll(request).await;
-    let reply = reply.map_err(|status| refused(identity, &status))?.into_inner();
+    let reply = reply.map_err(|status| refused(applicant.id, &status))?.into_inner();
     let trust = TrustBundle::from_der(reply.trust_bundle.iter().map(|der| der.to_vec()));
     let trust = trust.map_err(|e| for_good(&e))?;
     if !trust.certificates().iter().any(|ca| CaFingerprint::of(ca) == token.ca_fingerprint()) {
@@ -227,7 +261,7 @@ async fn enrol(
 }
 
 /// What a refused enrolment means for the start.
-fn refused(identity: &NodeIdentity, status: &Status) -> Refused {
+fn refused(id: NodeId, status: &Status) -> Refused {
     let said = status.message();
     let new_token = "`p2p-server token create --role peer` on any Server prints a new one";
     match status::code_of(status) {
@@ -238,8 +272,7 @@ fn refused(identity: &NodeIdentity, status: &Status) -> Refused {
             format!("the token is not for this Peer: {said}; {new_token}"),
         )),
         Some(ErrorCode::IdTaken) => Refused::ForGood(Exit::needs_operator(format!(
-            "{} is taken: {said}; start with the data directory that has its key, or give another --id",
-            identity.id()
+            "{id} is taken: {said}; start with the data directory that has its key, or give another --id"
         ))),
         Some(
             ErrorCode::Unavailable | ErrorCode::NotLeader | ErrorCode::OutcomeUnknown | ErrorCode::Draining,

@@ -242,6 +242,7 @@ impl Peer {
             myself: Arc::clone(&myself),
             servers: Arc::clone(&servers),
             configured: config.servers,
+            token: config.token,
             agent: mailbox.clone(),
             stop: stop.clone(),
             log: log.clone(),

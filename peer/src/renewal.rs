@@ -4,6 +4,7 @@
 //! half-life, told that it is over, told that another CA signs ─► due ─► any Server ─► stored, shown from the next
 //!                                                                 ▲        │ none    handshake on
 //!                                                                 └────────┘ back-off
+//! over for too long ─► enrolled again, if there is a token
 //! ```
 //!
 //! It opens a connection of its own: a Peer whose certificate is over gets no session before it has another. Connections
@@ -20,7 +21,7 @@ use p2p_proto::v1::enroll_client::EnrollClient;
 use p2p_proto::{convert, status, v1};
 use p2p_runtime::exit::chain;
 use p2p_runtime::grpc::{ChannelParams, connect};
-use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, TrustBundle};
+use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, Token, TrustBundle};
 use p2p_runtime::tls::{Connector, Credentials, Expect};
 use rand::seq::SliceRandom;
 use slog::{Logger, error, info, warn};
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 
 use crate::agent_task::Input;
+use crate::enrol::{self, Applicant};
 use crate::published::Myself;
 use crate::servers::Servers;
 
@@ -39,6 +41,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// After a refusal for good, which an operator may lift.
 const REST_AFTER_REFUSAL: Duration = Duration::from_secs(60);
+const NEW_TOKEN: &str =
+    "start this peer with another --token: `p2p-server token create --role peer` on any server prints one";
 /// For the answer of a Server: it asks nobody.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -46,6 +50,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 enum Refused {
     /// Another one may.
     ForNow(String),
+    /// None will: it has been over for too long, or is of a CA that is no more.
+    TooOld(String),
     /// None will.
     ForGood(String),
 }
@@ -59,6 +65,8 @@ pub(crate) struct RenewalTask {
     pub(crate) servers: Arc<Servers>,
     /// As configured: asked besides those that are known.
     pub(crate) configured: Vec<HostPort>,
+    /// The join token of this start: good for a certificate that nobody renews any more.
+    pub(crate) token: Option<Token>,
     /// The agent, which dials at once with a new certificate.
     pub(crate) agent: mpsc::Sender<Input>,
     pub(crate) stop: CancellationToken,
@@ -95,11 +103,9 @@ impl RenewalTask {
                     }
                     backoff.fail(&mut jitter)
                 }
-                Err(Refused::ForGood(why)) => {
+                Err(Refused::TooOld(why) | Refused::ForGood(why)) => {
                     if why != said {
-                        error!(self.log, "certificate not renewed"; "reason" => &why,
-                            "advice" => "`p2p-server token create --role peer` on any server prints a token: start this \
-                            peer with it, after moving cert.pem aside");
+                        error!(self.log, "certificate not renewed"; "reason" => &why);
                         said = why;
                     }
                     REST_AFTER_REFUSAL
@@ -137,18 +143,42 @@ impl RenewalTask {
         let configured = self.configured.iter().cloned();
         asked.extend(configured.map(|address| (Expect::Kind(NodeKind::Server), address)));
         let mut last = Refused::ForNow("no server is known".to_owned());
-        for (expect, address) in asked {
-            match self.ask(expect, &address).await {
+        for (expect, address) in &asked {
+            match self.ask(*expect, address).await {
                 Ok(enrolment) => return self.take(enrolment).await.map_err(Refused::ForNow),
                 // What one refuses for good counts when no other one does better.
                 Err(Refused::ForNow(why)) if matches!(last, Refused::ForNow(_)) => {
                     last = Refused::ForNow(format!("{address}: {why}"));
                 }
                 Err(Refused::ForNow(_)) => {}
+                Err(Refused::TooOld(why)) => last = Refused::TooOld(format!("{address}: {why}")),
                 Err(Refused::ForGood(why)) => last = Refused::ForGood(format!("{address}: {why}")),
             }
         }
-        Err(last)
+        match (last, &self.token) {
+            (Refused::TooOld(why), Some(token)) => {
+                info!(self.log, "enrolling again"; "reason" => why);
+                self.enrol(token, asked.into_iter().map(|(_, address)| address)).await
+            }
+            (Refused::TooOld(why), None) => Err(Refused::TooOld(format!("{why}; {NEW_TOKEN}"))),
+            (last, _) => Err(last),
+        }
+    }
+
+    /// The same Id and key, by a join token.
+    async fn enrol(&self, token: &Token, servers: impl Iterator<Item = HostPort>) -> Result<(), Refused> {
+        let applicant = {
+            let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+            Applicant::of(&identity).map_err(|e| Refused::ForNow(chain(&e)))?
+        };
+        let mut last = String::new();
+        for server in servers {
+            match enrol::enrol(&applicant, token, &server).await {
+                Ok((enrolment, _, _)) => return self.take(enrolment).await.map_err(Refused::ForNow),
+                Err(refused) => last = format!("{server}: {}", refused.into_reason()),
+            }
+        }
+        Err(Refused::TooOld(format!("{last}; {NEW_TOKEN}")))
     }
 
     async fn ask(&self, expect: Expect, address: &HostPort) -> Result<Enrolment, Refused> {
@@ -170,9 +200,8 @@ impl RenewalTask {
         let reply = EnrollClient::new(connection.channel).renew(request).await.map_err(|refused| {
             let why = refused.message().to_owned();
             match status::code_of(&refused) {
-                Some(ErrorCode::CertificateExpired | ErrorCode::Revoked | ErrorCode::IdTaken) => {
-                    Refused::ForGood(why)
-                }
+                Some(ErrorCode::CertificateExpired) => Refused::TooOld(why),
+                Some(ErrorCode::Revoked | ErrorCode::IdTaken) => Refused::ForGood(why),
                 _ => Refused::ForNow(why),
             }
         })?;

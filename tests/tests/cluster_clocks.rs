@@ -150,6 +150,34 @@ fn peers_that_ran_past_every_lifetime_are_let_in_again() {
     outlive_all_lifetimes(false);
 }
 
+#[test]
+fn a_peer_away_for_longer_than_the_grace_enrols_again_by_a_token() {
+    let backend = Backend::start("b1").unwrap();
+    let mut cluster = Cluster::start(1).unwrap();
+    let tried = (|| {
+        shorten_lifetimes(&cluster, LIFETIME)?;
+        let grace = LIFETIME.as_secs().to_string() + "s";
+        cluster.servers[0].cli(&["settings", "set", "certificate_renewal_grace", &grace])?.success()?;
+        let token = cluster.servers[0].token("peer", 1, "1h")?;
+        let introducer = cluster.servers[0].listen();
+        let peer = cluster.new_peer()?;
+        peer.introduce(&[introducer], &token);
+        peer.offer(SERVICE, backend.addr());
+        peer.start()?;
+        peer.wait_working(1, PATIENCE)?;
+        let id = cluster.peers[0].status()?.id;
+        cluster.peers[0].kill()?;
+        sleep(2 * LIFETIME + Duration::from_secs(2));
+        // A repeated enrolment costs its token no use.
+        cluster.peers[0].start()?;
+        cluster.peers[0].wait_working(1, PATIENCE)?;
+        assert_eq!(cluster.peers[0].status()?.id, id);
+        assert!(cluster.peers[0].process_mut()?.log().contains("enrolling again"));
+        Ok(())
+    })();
+    cluster.explain(tried).unwrap();
+}
+
 /// One Server and one Peer have a clock that `set` makes wrong.
 fn work_with_an_odd_clock(set: impl Fn(&TestClock) -> anyhow::Result<i64>) {
     const LIFETIME: Duration = Duration::from_secs(8);
