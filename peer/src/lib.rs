@@ -9,7 +9,7 @@ mod enrol;
 #[cfg(test)]
 mod fixture;
 mod forward;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod health;
 mod ingress;

@@ -18,7 +18,7 @@ pub(crate) mod gate;
 mod health;
 pub(crate) mod operator;
 pub(crate) mod pace;
-mod peering;
+pub(crate) mod peering;
 mod raft;
 mod rate_limit;
 mod recording;

@@ -1,5 +1,5 @@
 //! What the fuzz targets reach of this crate's insides: checks of requests that need nothing but the request. In no
-//! other build.
+//! other build, but for the unit tests', so that it keeps compiling.
 
 use http::HeaderValue;
 use p2p_proto::v1;

@@ -6,7 +6,7 @@ mod audit;
 pub mod cli;
 mod cluster_clock;
 pub mod config;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod group;
 mod http;

@@ -40,7 +40,7 @@ pub use credentials::{Credentials, ShownCertificate};
 pub use prefixed::Prefixed;
 pub use tokio_rustls::{client::TlsStream as ClientTlsStream, server::TlsStream as ServerTlsStream};
 pub use tunnel::TunnelStream;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub use tunnel::fuzzing;
 pub use verify::Pins;
 

@@ -18,7 +18,7 @@
 //! use; alerts about bad records are not sent, the connection just ends.
 
 mod buffers;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod handshake;
 mod records;

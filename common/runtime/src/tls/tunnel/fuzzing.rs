@@ -1,5 +1,5 @@
 //! What the fuzz targets need of tunnels: a stream behind a handshake that did not take place, and the other side's
-//! hand. In no other build.
+//! hand. In no other build, but for the unit tests', so that it keeps compiling.
 
 use std::io;
 use std::pin::Pin;
