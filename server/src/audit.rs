@@ -9,7 +9,8 @@
 //! take the last seconds); a client that goes away before its answer is recorded as that. Strangers must neither
 //! wait nor wash the log out: they get [`STRANGERS_BURST`] lines at once and one each [`STRANGER_EVERY`] after
 //! that, the others are counted in the next line (`left_out`). A log that cannot be written stops nothing: it is
-//! reported once, and again when it works.
+//! reported once, and again when it works. A disk that hangs delays an operator's answer by [`WRITTEN_WITHIN`]; its line
+//! is still written when the disk is back, as far as the queue holds.
 //!
 //! Each Server keeps the log of what was asked of itself; what the cluster decided is replicated elsewhere. No line
 //! holds a secret: tokens are named by their public half, and targets are what the calls name, never bodies.
@@ -36,6 +37,8 @@ use file::RotatingFile;
 
 /// Records on their way to the file. When it is full, operators wait and strangers are left out.
 const QUEUE: usize = 1_024;
+/// How long an answer waits for its line: a disk that takes longer is no reason to leave an operator in the dark.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 /// Written at one go.
 const BATCH: usize = 64;
 /// Lines that strangers get at once ...
@@ -129,12 +132,15 @@ impl AuditLog {
         Ok((AuditLog { queue, strangers: Arc::new(Mutex::new(strangers)) }, writer))
     }
 
-    /// Records a call of somebody with good credentials; done when it is written, or cannot be.
+    /// Records a call of somebody with good credentials; done when it is written, or cannot be in time.
     pub(crate) async fn record(&self, record: AuditRecord) {
         let (written, done) = oneshot::channel();
-        if self.queue.send(Order { record, written: Some(written) }).await.is_ok() {
-            let _ = done.await;
-        }
+        let writing = async {
+            if self.queue.send(Order { record, written: Some(written) }).await.is_ok() {
+                let _ = done.await;
+            }
+        };
+        let _ = tokio::time::timeout(WRITTEN_WITHIN, writing).await;
     }
 
     /// As [`Self::record`], for whoever cannot wait any more.
@@ -239,5 +245,20 @@ mod tests {
         assert_eq!((records.len(), unreadable), (300, 0));
         // Nobody waits for a writer that is gone.
         audit.record(AuditRecord::default()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_disk_that_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Logger::root(slog::Discard, slog::o!());
+        let (audit, writer) = AuditLog::open(dir.path(), Now::ZERO, log).unwrap();
+        let began = tokio::time::Instant::now();
+        audit.record(AuditRecord::default()).await;
+        assert!(began.elapsed() >= WRITTEN_WITHIN);
+        // What was asked meanwhile is written when it is back.
+        let stop = CancellationToken::new();
+        stop.cancel();
+        writer.run(stop).await;
+        assert_eq!(read_all(dir.path()).unwrap().0.len(), 1);
     }
 }
