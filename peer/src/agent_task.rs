@@ -5,7 +5,7 @@
 //! it; the data path never sends. [`AgentTask::select`] waits, [`AgentTask::apply`] decides and does not wait.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use p2p_common::addr::HostPort;
@@ -13,14 +13,15 @@ use p2p_common::wire::link::LinkMessage;
 use p2p_common::{Epoch, NodeId};
 use p2p_peer_core::{
     Agent, AgentState, AgentStatus, DialFailure, FromServer, InterfaceAddr, Link, LinkOpened, LinkToken,
-    Moment, Output, OwnServices, SessionToken, Traffic,
+    Moment, Output, OwnServices, Revoked, SessionToken, Traffic,
 };
 use p2p_runtime::admin::Readiness;
 use p2p_runtime::clock::{Clock, unix_now};
+use p2p_runtime::exit::Exit;
 use p2p_runtime::identity::DataDir;
 use p2p_runtime::interfaces;
 use p2p_runtime::tls::Credentials;
-use slog::{Logger, debug, info, warn};
+use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -119,6 +120,10 @@ pub(crate) struct AgentTask {
     pub(crate) credentials: Arc<Credentials>,
     /// What is known of the Servers.
     pub(crate) servers: Arc<Servers>,
+    /// Where what is known of revoked keys goes, to be kept.
+    pub(crate) revoked: watch::Sender<Arc<Revoked>>,
+    /// Why this Peer cannot go on.
+    pub(crate) failed: Arc<OnceLock<Exit>>,
     /// Where the epoch is kept.
     pub(crate) data: Arc<DataDir>,
     /// The clock.
@@ -260,7 +265,7 @@ impl AgentTask {
             Question::Links(answer) => {
                 drop(answer.send(self.agent.links().map(|link| self.named(link)).collect()));
             }
-            Question::Why(id, answer) => drop(answer.send(self.agent.link(id).map(|link| self.named(link)))),
+            Question::Why(id, answer) => drop(answer.send(self.agent.why(id).map(|link| self.named(&link)))),
         }
     }
 
@@ -310,8 +315,8 @@ impl AgentTask {
                         "server_id" => dial.server.map(|id| id.to_string()).unwrap_or_default());
                     let session = dial.session;
                     let (credentials, mailbox) = (Arc::clone(&self.credentials), self.mailbox.clone());
-                    let servers = Arc::clone(&self.servers);
-                    let handle = session_task::spawn(&self.attempts, dial, credentials, servers, mailbox);
+                    let reads = (Arc::clone(&self.servers), Arc::clone(&self.views));
+                    let handle = session_task::spawn(&self.attempts, dial, credentials, reads, mailbox);
                     self.sessions.insert(session, handle);
                 }
                 Output::Send { session, message } => self.send(session, message),
@@ -342,6 +347,16 @@ impl AgentTask {
                     }
                 }
                 Output::Servers(servers) => self.servers.learn(servers),
+                Output::Revoked(keys) => {
+                    // Whoever comes in while the others are closed is to see it.
+                    self.views.publish(Arc::clone(self.agent.tables()));
+                    let tunnels = self.pool.close_revoked(&keys);
+                    if !keys.is_empty() {
+                        info!(self.log, "keys revoked"; "keys" => keys.len(), "tunnels_closed" => tunnels);
+                    }
+                    self.revoked.send_replace(Arc::new(self.agent.revoked().clone()));
+                }
+                Output::ThrownOut(reason) => self.give_up(&reason),
                 Output::Epoch(epoch) => self.follow(epoch),
                 Output::State(state) => {
                     info!(self.log, "state changed"; "state" => state.as_str());
@@ -405,6 +420,19 @@ impl AgentTask {
         info!(self.log, "mesh link open"; "peer_id" => opened.peer, "from" => &opened.address);
         self.agent.handle_link_opened(token, opened, at);
         drop(answer.send(Some(end)));
+    }
+
+    /// Nobody takes this Peer's key any more: dialling on for ever would help nobody.
+    fn give_up(&self, reason: &str) {
+        error!(self.log, "this peer's key is revoked"; "reason" => reason);
+        let exit = Exit::needs_operator(format!(
+            "this peer's key is revoked, says a Server: {reason}. To bring the peer back, start it with an empty data \
+             directory and a new token"
+        ));
+        // Another Server may have said so already.
+        let _ = self.failed.set(exit);
+        self.ready.send_replace(Readiness::NotReady(vec!["revoked".to_owned()]));
+        self.stop.cancel();
     }
 
     fn follow(&self, epoch: Epoch) {

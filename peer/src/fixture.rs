@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use p2p_common::addr::HostPort;
 use p2p_common::member::Member;
-use p2p_common::push::{PeerEntry, PeerReport};
+use p2p_common::push::{PeerEntry, PeerReport, RevocationPush};
 use p2p_common::revision::{Piece, Push};
 use p2p_common::service::Visibility;
 use p2p_common::wire::{Hello, VERSIONS};
@@ -38,7 +38,7 @@ use crate::forward::{AccessLog, ForwardMetrics, Forwarder, Forwards, Recents};
 use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, IngressMetrics, SourceRanges};
 use crate::mesh_task::Links;
 use crate::published::{Myself, Views};
-use crate::tunnel::{DirectDialer, Pool, PoolLimits, TunnelMetrics};
+use crate::tunnel::{DirectDialer, OpenTunnels, Pool, PoolLimits, TunnelMetrics};
 
 /// A cluster: its CA and the Id of the one Server everybody is told of.
 pub(crate) struct World {
@@ -155,7 +155,11 @@ impl World {
 
         let log = Logger::root(slog::Discard, slog::o!());
         let myself = Arc::new(Myself::new(id, cluster_id, incarnation, Epoch(1)));
-        let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
+        let dialer = DirectDialer {
+            credentials: Arc::clone(&credentials),
+            myself: Arc::clone(&myself),
+            open: OpenTunnels::default(),
+        };
         let tunnel_metrics = TunnelMetrics::default();
         let pool = Pool::new(dialer, Arc::clone(&views), bounds.pool, tunnel_metrics.clone(), log.clone());
         let records = Records::default();
@@ -251,7 +255,7 @@ impl World {
             key_hash: KeyHash([9; 32]),
         };
         let members = MemberTable { version: 1, members: vec![member] };
-        let welcome = FromServer::Welcome { hello, seen_from: None, members };
+        let welcome = FromServer::Welcome { hello, seen_from: None, members, revocations_follow: false };
         agent.handle_session_message(session, welcome, Moment::default());
         session
     }
@@ -282,6 +286,22 @@ impl Node {
         self.take_outputs();
     }
 
+    /// The key this Peer shows.
+    pub(crate) fn key_hash(&self) -> KeyHash {
+        self.entry.key_hash
+    }
+
+    /// Tells the agent which keys are revoked, and closes what it says.
+    pub(crate) fn hear_revoked(&self, push: RevocationPush) {
+        let push = FromServer::Revocations(push);
+        self.agent.lock().unwrap().handle_session_message(self.session, push, Moment::default());
+        for output in self.take_outputs() {
+            if let Output::Revoked(keys) = output {
+                self.pool.close_revoked(&keys);
+            }
+        }
+    }
+
     /// What the agent asks for; what it publishes is published.
     fn take_outputs(&self) -> Vec<Output> {
         let mut agent = self.agent.lock().unwrap();
@@ -289,6 +309,9 @@ impl Node {
         for output in &outputs {
             if let Output::Publish(tables) = output {
                 self.views.publish(Arc::clone(tables));
+            }
+            if let Output::Revoked(_) = output {
+                self.views.publish(Arc::clone(agent.tables()));
             }
         }
         outputs

@@ -19,6 +19,7 @@ mod metrics;
 mod peer;
 mod published;
 mod renewal;
+mod revoked;
 mod servers;
 mod session_task;
 mod tunnel;

@@ -4,7 +4,7 @@
 //! then the tasks. Stop: the port closes, what is in flight gets its grace, sessions end properly.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
@@ -36,8 +36,9 @@ use crate::mesh_task::Links;
 use crate::metrics::Metrics;
 use crate::published::{Myself, Views};
 use crate::renewal::RenewalTask;
+use crate::revoked;
 use crate::servers::Servers;
-use crate::tunnel::{DirectDialer, Pool, PoolLimits};
+use crate::tunnel::{DirectDialer, OpenTunnels, Pool, PoolLimits};
 
 /// What is in flight when the Peer stops has this long to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -51,6 +52,7 @@ const CONNECTIONS_MAX: u64 = 65_536;
 pub struct Peer {
     id: NodeId,
     stop: CancellationToken,
+    failed: Arc<OnceLock<Exit>>,
     tasks: TaskTracker,
 }
 
@@ -97,11 +99,18 @@ impl Peer {
         self.id
     }
 
-    /// Waits until everything has stopped, after the token given to [`Peer::start`] was cancelled.
-    pub async fn stopped(self) {
+    /// Waits until everything has stopped, after the token given to [`Peer::start`] was cancelled or this Peer gave up.
+    ///
+    /// # Errors
+    /// When it gave up: its key was revoked.
+    pub async fn stopped(self) -> Result<(), Exit> {
         self.stop.cancelled().await;
         self.tasks.close();
         self.tasks.wait().await;
+        match self.failed.get() {
+            Some(exit) => Err(exit.clone()),
+            None => Ok(()),
+        }
     }
 
     fn compose(
@@ -126,6 +135,8 @@ impl Peer {
         let limits = limits(files);
         info!(log, "limits"; "open_files" => files, "connections" => limits.connections);
 
+        // It ends by itself, too.
+        let stop = stop.child_token();
         let at = Moment { now: clock.now(), unix: unix_now() };
         let mut agent = Agent::new(
             AgentConfig {
@@ -157,11 +168,18 @@ impl Peer {
             at,
         );
         agent.remember_servers(known, at);
+        agent.remember_revoked(revoked::load(data.view(), cluster_id), at);
+        let (revoked_tx, revoked) = watch::channel(Arc::new(agent.revoked().clone()));
+        let failed_for_good = Arc::new(OnceLock::new());
         let views = Arc::new(Views::new(Arc::clone(agent.tables())));
         let myself = Arc::new(Myself::new(id, cluster_id, incarnation, epoch));
         let metrics = Metrics::default();
         let buffers = Buffers::default();
-        let dialer = DirectDialer { credentials: Arc::clone(&credentials), myself: Arc::clone(&myself) };
+        let dialer = DirectDialer {
+            credentials: Arc::clone(&credentials),
+            myself: Arc::clone(&myself),
+            open: OpenTunnels::default(),
+        };
         let pool_limits = PoolLimits { per_remote: config.tunnels_per_remote, ..PoolLimits::default() };
         let pool = Pool::new(dialer, Arc::clone(&views), pool_limits, metrics.tunnels.clone(), log.clone());
         let (mailbox, inputs) = mpsc::channel(MAILBOX);
@@ -260,6 +278,8 @@ impl Peer {
             myself,
             credentials,
             servers: Arc::clone(&servers),
+            revoked: revoked_tx,
+            failed: Arc::clone(&failed_for_good),
             data: Arc::clone(&data),
             clock,
             metrics,
@@ -273,7 +293,8 @@ impl Peer {
         let tasks = TaskTracker::new();
         tasks.spawn(agent.run());
         if renews {
-            tasks.spawn(servers.keep(data, cluster_id, stop.clone()));
+            tasks.spawn(servers.keep(Arc::clone(&data), cluster_id, stop.clone()));
+            tasks.spawn(revoked::keep(data, cluster_id, revoked, stop.clone(), log.clone()));
             tasks.spawn(renewal.run());
         }
         tasks.spawn(services.run(stop.clone()));
@@ -287,7 +308,7 @@ impl Peer {
             log.clone(),
         ));
         tasks.spawn(api.serve(local, stop.clone(), log));
-        Ok(Peer { id, stop, tasks })
+        Ok(Peer { id, stop, failed: failed_for_good, tasks })
     }
 }
 

@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 
 use crate::agent_task::Input;
+use crate::published::Views;
 use crate::servers::Servers;
 
 /// Messages on their way up; a Server that lets so many wait takes nothing, and the session ends.
@@ -50,14 +51,14 @@ pub(crate) fn spawn(
     attempts: &TaskTracker,
     dial: DialServer,
     credentials: Arc<Credentials>,
-    servers: Arc<Servers>,
+    (servers, views): (Arc<Servers>, Arc<Views>),
     agent: mpsc::Sender<Input>,
 ) -> SessionHandle {
     let (up, messages) = mpsc::channel(UP_QUEUE);
     let (alive, ended) = oneshot::channel();
     attempts.spawn(async move {
         let session = dial.session;
-        let attempt = Attempt { session, credentials, servers, agent: agent.clone() };
+        let attempt = Attempt { session, credentials, servers, views, agent: agent.clone() };
         let ending = attempt.run(dial, messages, ended).await;
         // The agent ended it and expects nothing, or is gone itself: then nobody listens.
         if let Some(input) = ending {
@@ -71,6 +72,7 @@ struct Attempt {
     session: SessionToken,
     credentials: Arc<Credentials>,
     servers: Arc<Servers>,
+    views: Arc<Views>,
     agent: mpsc::Sender<Input>,
 }
 
@@ -113,6 +115,11 @@ impl Attempt {
         let mut failures = Vec::new();
         for address in &dial.addresses {
             match connect(&connector, address, &ChannelParams::default()).await {
+                // Behind a configured address anybody may answer.
+                Ok(connection) if self.views.tables().is_revoked(&connection.identity.key_hash) => {
+                    let error = format!("{} is revoked", connection.identity.node_id);
+                    failures.push(DialFailure { address: address.to_string(), error });
+                }
                 Ok(connection) => return Ok(connection),
                 Err(error) => {
                     failures.push(DialFailure { address: address.to_string(), error: chain(&error) });
@@ -141,6 +148,12 @@ impl Attempt {
             Err(status) => {
                 if status::code_of(&status) == Some(ErrorCode::CertificateExpired) {
                     self.servers.ask_renewal();
+                }
+                if let Some(code @ ErrorCode::Revoked) = status::code_of(&status) {
+                    // As if it had been taken in and thrown out.
+                    let message = FromServer::End { code, message: refusal(&status) };
+                    let input = Input::SessionMessage { session: self.session, message };
+                    self.agent.send(input).await.ok()?;
                 }
                 return Some(refusal(&status));
             }
@@ -186,12 +199,12 @@ fn refusal(status: &tonic::Status) -> String {
 fn up_to(message: ToServer) -> v1::SessionUp {
     use session_up::Message;
     let message = match message {
-        ToServer::Open { hello, report, resume } => Message::Open(v1::SessionOpen {
+        ToServer::Open { hello, report, resume, revocations_known } => Message::Open(v1::SessionOpen {
             hello: Some(convert::hello_to(&hello)),
             report: Some(convert::report_to(&report)),
             view_revision: resume.map_or(0, |at| at.revision),
             view_server_incarnation: resume.map(|at| at.incarnation.to_string()).unwrap_or_default(),
-            revocations_known: 0,
+            revocations_known,
         }),
         ToServer::Report(report) => Message::Report(convert::report_to(&report)),
         ToServer::Links(links) => {
@@ -225,11 +238,12 @@ pub(crate) fn down_from(message: v1::SessionDown) -> Result<Option<FromServer>, 
                 text => Some(convert::parse(text, "seen_from")?),
             },
             members: members_from(welcome.members)?,
+            revocations_follow: welcome.revocations_follow,
         },
         Message::Members(table) => FromServer::Members(members_from(Some(table))?),
         Message::Push(push) => FromServer::Push(convert::push_from(push)?),
         Message::Heartbeat(v1::Heartbeat { .. }) => FromServer::Heartbeat,
-        Message::Revocations(_) => return Ok(None),
+        Message::Revocations(push) => FromServer::Revocations(convert::revocations_from(push)?),
         Message::End(end) => FromServer::End {
             code: ErrorCode::from_number(end.code),
             message: end.message.chars().take(512).collect(),

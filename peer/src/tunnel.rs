@@ -1,7 +1,8 @@
 //! Tunnels to and from other Peers: one TLS connection each, carrying one forward at a time (SPEC F7).
 //!
 //! [`frames`] speaks the tunnel's language over any byte stream, [`direct`] dials one over TCP and TLS, and
-//! [`pool`] keeps those that are between two forwards, so that most forwards wait for no handshake. Mostly who dials
+//! [`pool`] keeps those that are between two forwards, so that most forwards wait for no handshake; [`open`] closes those
+//! of a key that is revoked. Mostly who dials
 //! is the ingress and who accepts is the owner, `forward::owner`. Of two Peers with a mesh link the one that dialled
 //! the link dials the tunnels of both directions: those it serves itself it dials when it is asked, and says OFFER.
 //!
@@ -12,16 +13,12 @@ mod direct;
 mod error;
 mod frames;
 mod metrics;
+mod open;
 mod pool;
-
-use p2p_runtime::tls::TunnelStream;
-use tokio::net::TcpStream;
 
 pub(crate) use direct::{DirectDialer, DirectTunnel};
 pub(crate) use error::TunnelError;
 pub(crate) use frames::{LinkCounters, Tunnel};
 pub(crate) use metrics::TunnelMetrics;
+pub(crate) use open::{OpenTunnels, PeerStream};
 pub(crate) use pool::{AcceptedTunnel, Lease, Pool, PoolError, PoolLimits};
-
-/// The encrypted connection below a tunnel, whoever dialled it.
-pub(crate) type PeerStream = TunnelStream<TcpStream>;

@@ -35,6 +35,7 @@ mod config;
 mod derive;
 mod linked;
 mod output;
+mod revoked;
 mod status;
 
 pub use config::{AgentConfig, OnServersLost};
@@ -55,9 +56,10 @@ use crate::links::{DialFailure, Link, LinkTable, Mesh, Opened, Traffic};
 use crate::mesh::{MeshLinks, Shown};
 use crate::moment::Moment;
 use crate::netinfo::{InterfaceAddr, NetSources};
+use crate::revoked::Revoked;
 use crate::routes::{Reach, RemoteWork, Tables};
 use crate::session::servers::{Effect, KnownServer, Servers};
-use crate::session::{FromServer, SessionToken, ToServer};
+use crate::session::{FromServer, Resume, SessionToken, ToServer};
 use crate::tables::Printer;
 use crate::view::PeerViews;
 
@@ -77,6 +79,7 @@ pub struct Agent {
     away: BTreeMap<NodeId, Now>,
     views: PeerViews,
     links: LinkTable,
+    revoked: Revoked,
     mesh_links: MeshLinks,
     remotes: Remotes,
     /// Whether all Peers are linked ahead of need.
@@ -118,6 +121,7 @@ impl Agent {
             away: BTreeMap::new(),
             views: PeerViews::new(me),
             links: LinkTable::default(),
+            revoked: Revoked::default(),
             mesh_links: MeshLinks::new(me, config.link, &config.remote_peers, shown),
             remotes: Remotes::new(jitter.next_u64()),
             ahead: config.mesh.links_ahead(0),
@@ -207,8 +211,9 @@ impl Agent {
         address: String,
         at: Moment,
     ) {
+        let revocations = self.revoked.known_in(self.servers.epoch());
         let views = &mut self.views;
-        let resume = || views.begin_session(server);
+        let resume = || Resume { view: views.begin_session(server), revocations };
         let effects = self.servers.handle_opened((session, server, address), &self.report, resume, at.now);
         self.run(effects, at);
     }
@@ -318,6 +323,11 @@ impl Agent {
                     }
                     self.refresh_net(at);
                 }
+                Effect::Revocations { epoch, push } => {
+                    let more = self.take_revocations(epoch, &push, at);
+                    effects.extend(more);
+                }
+                Effect::ThrownOut(reason) => self.outputs.push_back(Output::ThrownOut(reason)),
                 Effect::Push { server, incarnation, push } => {
                     match self.views.apply(server, incarnation, push, at.unix) {
                         Ok(changed) => self.refresh_peers(changed, at),
@@ -428,10 +438,10 @@ impl Agent {
         }
     }
 
-    /// Whether some Server with a session has told all it has.
+    /// Whether some Server with a session has told all it has: first who is revoked, then who is online.
     fn is_synced(&self) -> bool {
         self.servers.up().any(|server| {
-            let incarnation = self.servers.incarnation(server);
+            let incarnation = self.servers.incarnation(server).filter(|_| self.servers.is_warned(server));
             incarnation.is_some_and(|incarnation| self.views.is_loaded(server, incarnation))
         })
     }

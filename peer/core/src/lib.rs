@@ -13,6 +13,7 @@ mod moment;
 mod netinfo;
 mod proxy_protocol;
 mod reply;
+mod revoked;
 mod routes;
 mod services;
 mod session;
@@ -43,6 +44,7 @@ pub use moment::Moment;
 pub use netinfo::{InterfaceAddr, NetSources, Scope};
 pub use proxy_protocol::{BadProxyHeader, ProxyHeader, proxy_header};
 pub use reply::{ErrorReply, Status};
+pub use revoked::{REVOKED_MAX, Revoked, RevokedKeys};
 pub use routes::{
     ForwardRefusal, ForwardTo, KnownPeer, LookupError, PeerService, PeerServiceList, Reach, RemoteWork,
     Route, RouteLink, Source, Tables,

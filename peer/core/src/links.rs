@@ -115,6 +115,8 @@ pub struct Link {
     known: bool,
     /// The last dial failed and nothing is open.
     failing: bool,
+    /// Its key opens nothing any more.
+    revoked: bool,
     tried: VecDeque<Tried>,
 }
 
@@ -139,6 +141,11 @@ impl Link {
     }
 }
 
+/// So many rows of revoked nodes stay, for people to see what became of them; the oldest goes first.
+const REVOKED_ROWS_MAX: usize = 64;
+/// Why there is no link to a node whose key is revoked.
+const REVOKED: &str = "revoked: its key opens nothing any more";
+
 /// Table F.
 #[derive(Debug, Default)]
 pub(crate) struct LinkTable {
@@ -154,14 +161,36 @@ impl LinkTable {
         if !self.links.contains_key(&id) {
             self.state_changed = true;
         }
-        self.row_mut(id, unix).known = true;
+        let link = self.row_mut(id, unix);
+        link.known = true;
+        // With another key, or it would not be known.
+        link.revoked = false;
+    }
+
+    /// The key of `id` opens nothing any more: its row says so and stays for a while.
+    pub(crate) fn on_revoked(&mut self, id: NodeId, unix: UnixMs) {
+        let rows = self.links.iter().filter(|(_, link)| link.revoked);
+        if rows.clone().count() >= REVOKED_ROWS_MAX
+            && let Some(oldest) = rows.min_by_key(|(_, link)| link.row.since).map(|(id, _)| *id)
+        {
+            self.links.remove(&oldest);
+        }
+        self.state_changed = true;
+        let link = self.row_mut(id, unix);
+        link.revoked = true;
+        link.failing = false;
+        link.row.since = unix;
+        link.row.reason = REVOKED.into();
+        link.remember(unix, String::new(), REVOKED.into());
     }
 
     /// `id` is gone; its row goes with its last tunnel.
     pub(crate) fn on_unknown(&mut self, id: NodeId) {
         if let Some(link) = self.links.get_mut(&id) {
             link.known = false;
-            link.row.reason = "no longer known, kept by its open tunnels".into();
+            if !link.revoked {
+                link.row.reason = "no longer known, kept by its open tunnels".into();
+            }
             self.state_changed = true;
             self.drop_if_over(id);
         }
@@ -197,7 +226,8 @@ impl LinkTable {
             link.row.path = None;
             link.row.rtt_us = None;
             link.row.since = unix;
-            link.row.reason = cut(format!("closed: {reason}"));
+            let closed = || cut(format!("closed: {reason}"));
+            link.row.reason = if link.revoked { REVOKED.into() } else { closed() };
         }
         self.drop_if_over(id);
     }
@@ -284,13 +314,19 @@ impl LinkTable {
     }
 
     fn drop_if_over(&mut self, id: NodeId) {
-        if self.links.get(&id).is_some_and(|link| !link.known && link.row.tunnels == 0) {
+        if self.links.get(&id).is_some_and(|link| !link.known && !link.revoked && link.row.tunnels == 0) {
             self.links.remove(&id);
         }
     }
 
     fn row_mut(&mut self, id: NodeId, unix: UnixMs) -> &mut Link {
-        self.links.entry(id).or_insert_with(|| Link {
+        self.links.entry(id).or_insert_with(|| Link::new(id, unix))
+    }
+}
+
+impl Link {
+    fn new(id: NodeId, unix: UnixMs) -> Self {
+        Link {
             row: LinkRow {
                 id,
                 path: None,
@@ -304,12 +340,18 @@ impl LinkTable {
             },
             known: false,
             failing: false,
+            revoked: false,
             tried: VecDeque::new(),
-        })
+        }
     }
-}
 
-impl Link {
+    /// The link to a node that was revoked before it had one here.
+    pub(crate) fn revoked(id: NodeId) -> Self {
+        let mut link = Link { revoked: true, ..Link::new(id, UnixMs(0)) };
+        link.row.reason = REVOKED.into();
+        link
+    }
+
     fn remember(&mut self, at: UnixMs, address: String, outcome: String) {
         if self.tried.len() == TRIED_MAX {
             self.tried.pop_front();
@@ -387,6 +429,29 @@ mod tests {
         links.on_closed(peer(1), "end", UnixMs(2));
         links.on_failed(peer(1), vec![], "", UnixMs(2));
         assert_eq!(links.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_revoked_row_says_so_and_stays_until_the_id_has_another_key() {
+        let mut links = LinkTable::default();
+        links.on_known(peer(1), UnixMs(1));
+        links.on_opened(peer(1), opened(PathKind::Direct, "a", true), UnixMs(1));
+        links.on_revoked(peer(1), UnixMs(2));
+        links.on_unknown(peer(1));
+        assert_eq!(links.get(peer(1)).unwrap().row().reason, REVOKED);
+        links.on_closed(peer(1), "reset", UnixMs(3));
+        let row = links.get(peer(1)).unwrap().row().clone();
+        assert_eq!((row.path, row.tunnels, row.reason.as_str()), (None, 0, REVOKED));
+        for n in 2..=REVOKED_ROWS_MAX as u8 + 1 {
+            links.on_known(peer(n), UnixMs(4));
+            links.on_revoked(peer(n), UnixMs(4));
+            links.on_unknown(peer(n));
+        }
+        assert_eq!(links.iter().count(), REVOKED_ROWS_MAX);
+        assert!(links.get(peer(1)).is_none(), "the oldest went");
+        links.on_known(peer(2), UnixMs(5));
+        links.on_unknown(peer(2));
+        assert!(links.get(peer(2)).is_none());
     }
 
     #[test]

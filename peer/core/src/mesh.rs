@@ -59,6 +59,7 @@ use p2p_common::{ErrorCode, Incarnation, KeyHash, NodeId, Now, UnixMs};
 pub(crate) use self::shown::Shown;
 use self::slot::Slot;
 use crate::moment::Moment;
+use crate::revoked::RevokedKeys;
 use crate::services::OwnServices;
 
 /// So many links that others opened are taken.
@@ -145,6 +146,8 @@ pub(crate) struct MeshLinks {
     pending: BTreeMap<LinkToken, Pending>,
     open: BTreeMap<LinkToken, OpenLink>,
     peers: BTreeMap<NodeId, LinkedPeer>,
+    /// Links of these keys are not taken.
+    revoked: Arc<RevokedKeys>,
     shown: Shown,
     last_token: u64,
     counts: MeshCounts,
@@ -207,6 +210,7 @@ impl MeshLinks {
             pending: BTreeMap::new(),
             open: BTreeMap::new(),
             peers: BTreeMap::new(),
+            revoked: Arc::default(),
             shown,
             last_token: 0,
             counts: MeshCounts::default(),
@@ -438,6 +442,23 @@ impl MeshLinks {
             for link in links {
                 let reason = format!("{peer} has another key by now, as Servers say");
                 self.close(link, (reason, LinkEnding::OtherKey), at, &mut effects);
+            }
+            self.forget(peer, at, &mut effects);
+        }
+        effects
+    }
+
+    /// These keys open nothing any more: their links end, and what they brought is forgotten.
+    pub(crate) fn set_revoked(&mut self, revoked: Arc<RevokedKeys>, at: Moment) -> Vec<MeshEffect> {
+        self.revoked = revoked;
+        let mut effects = Vec::new();
+        let is_revoked = |known: &LinkedPeer| self.revoked.contains_key(&known.key_hash);
+        let peers: Vec<NodeId> =
+            self.peers.iter().filter(|(_, known)| is_revoked(known)).map(|(peer, _)| *peer).collect();
+        for peer in peers {
+            let links: Vec<LinkToken> = self.links_of(peer).map(|(link, _)| link).collect();
+            for link in links {
+                self.close(link, (format!("{peer} is revoked"), LinkEnding::Revoked), at, &mut effects);
             }
             self.forget(peer, at, &mut effects);
         }

@@ -21,9 +21,10 @@ use std::sync::Arc;
 use p2p_common::addr::HostPort;
 use p2p_common::link::PathKind;
 use p2p_common::service::{ServiceName, ServiceState, Visibility};
-use p2p_common::{ErrorCode, NodeId, UnixMs};
+use p2p_common::{ErrorCode, KeyHash, NodeId, UnixMs};
 
 use crate::connect::DialRule;
+use crate::revoked::RevokedKeys;
 use crate::services::OwnServices;
 
 /// Who a service comes from.
@@ -188,6 +189,7 @@ pub struct Tables {
     /// Whether services of linked Peers are carried on for others.
     transit: bool,
     rule: Arc<DialRule>,
+    revoked: Arc<RevokedKeys>,
     routes: BTreeMap<ServiceName, Vec<Route>>,
     routes_len: usize,
     peer_services: BTreeMap<NodeId, PeerServiceList>,
@@ -204,6 +206,7 @@ impl Tables {
             remote: RemoteWork::Taken,
             transit: false,
             rule: Arc::default(),
+            revoked: Arc::default(),
             routes: BTreeMap::new(),
             routes_len: 0,
             peer_services: BTreeMap::new(),
@@ -258,6 +261,17 @@ impl Tables {
     pub(crate) fn set_rule(&mut self, rule: DialRule) {
         self.revision += 1;
         self.rule = Arc::new(rule);
+    }
+
+    /// These keys open nothing any more.
+    pub(crate) fn set_revoked(&mut self, revoked: Arc<RevokedKeys>) {
+        self.revision += 1;
+        self.revoked = revoked;
+    }
+
+    /// Whether nothing may be taken up with whoever shows this key (SPEC I7).
+    pub fn is_revoked(&self, key_hash: &KeyHash) -> bool {
+        self.revoked.contains_key(key_hash)
     }
 
     /// What may be dialled: to be asked for every address a candidate's name resolves to.

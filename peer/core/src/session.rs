@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use p2p_common::link::LinkRow;
 use p2p_common::member::Member;
-use p2p_common::push::{PeerPush, PeerReport};
+use p2p_common::push::{PeerPush, PeerReport, RevocationPush};
 use p2p_common::revision::Position;
 use p2p_common::wire::{Expected, Hello, HelloError, VERSIONS};
 use p2p_common::{ClusterId, Epoch, ErrorCode, Incarnation, NodeId, Now};
@@ -54,6 +54,8 @@ pub enum ToServer {
         report: Arc<PeerReport>,
         /// Where the pushes resume; none asks for a snapshot.
         resume: Option<Position>,
+        /// Every revocation up to this number is known.
+        revocations_known: u64,
     },
     /// What this Peer says of itself, whole, at each change.
     Report(Arc<PeerReport>),
@@ -74,7 +76,11 @@ pub enum FromServer {
         seen_from: Option<SocketAddr>,
         /// Table C.
         members: MemberTable,
+        /// Revocations come next: what this Server knows counts when all of them are there.
+        revocations_follow: bool,
     },
+    /// Keys that open nothing any more.
+    Revocations(RevocationPush),
     /// Table C, at each change.
     Members(MemberTable),
     /// Table E.
@@ -118,6 +124,15 @@ impl Default for Heartbeat {
     }
 }
 
+/// What this Peer knows already when it opens a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Resume {
+    /// Where its view of the Server stands.
+    pub(crate) view: Option<Position>,
+    /// Every revocation up to this number.
+    pub(crate) revocations: u64,
+}
+
 /// Why this Peer ends a session.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SessionError {
@@ -146,6 +161,7 @@ pub(crate) enum Heard {
     },
     Members(MemberTable),
     Push(PeerPush),
+    Revocations(RevocationPush),
     Nothing,
 }
 
@@ -158,6 +174,8 @@ pub(crate) struct Session {
     opened: Now,
     /// The Server's run, from its WELCOME.
     incarnation: Option<Incarnation>,
+    /// Not all revocations it announced have come.
+    revocations_due: bool,
     reported_seq: u64,
     last_sent: Now,
     last_heard: Now,
@@ -170,7 +188,7 @@ impl Session {
         heartbeat: Heartbeat,
         server: NodeId,
         report: Arc<PeerReport>,
-        resume: Option<Position>,
+        resume: Resume,
         now: Now,
     ) -> (Session, ToServer) {
         let session = Session {
@@ -179,6 +197,7 @@ impl Session {
             server,
             opened: now,
             incarnation: None,
+            revocations_due: false,
             reported_seq: report.seq,
             last_sent: now,
             last_heard: now,
@@ -194,12 +213,18 @@ impl Session {
             incarnation: identity.incarnation,
             features: 0,
         };
-        (session, ToServer::Open { hello, report, resume })
+        let Resume { view: resume, revocations: revocations_known } = resume;
+        (session, ToServer::Open { hello, report, resume, revocations_known })
     }
 
     /// The Server's run; none before its WELCOME.
     pub(crate) fn incarnation(&self) -> Option<Incarnation> {
         self.incarnation
+    }
+
+    /// The Server has told all that goes ahead of table E.
+    pub(crate) fn is_warned(&self) -> bool {
+        self.incarnation.is_some() && !self.revocations_due
     }
 
     /// The epoch it lives in.
@@ -221,7 +246,7 @@ impl Session {
         match message {
             FromServer::End { code, message } => Err(SessionError::Ended { code, message }),
             FromServer::Welcome { .. } if self.incarnation.is_some() => Err(SessionError::WelcomedTwice),
-            FromServer::Welcome { hello, seen_from, members } => {
+            FromServer::Welcome { hello, seen_from, members, revocations_follow } => {
                 let epoch = hello.epoch.max(self.identity.epoch);
                 hello.check(&Expected {
                     cluster_id: self.identity.cluster_id,
@@ -232,11 +257,16 @@ impl Session {
                 })?;
                 self.identity.epoch = epoch;
                 self.incarnation = Some(hello.incarnation);
+                self.revocations_due = revocations_follow;
                 Ok(Heard::Welcome { epoch, seen_from, members })
             }
             _ if self.incarnation.is_none() => Err(SessionError::NotWelcomed),
             FromServer::Members(members) => Ok(Heard::Members(members)),
             FromServer::Push(push) => Ok(Heard::Push(push)),
+            FromServer::Revocations(push) => {
+                self.revocations_due &= !push.done;
+                Ok(Heard::Revocations(push))
+            }
             FromServer::Heartbeat => Ok(Heard::Nothing),
         }
     }
@@ -311,7 +341,7 @@ mod tests {
     }
 
     fn opened() -> Session {
-        Session::open(identity(), Heartbeat::default(), server(1), report(1), None, at(0)).0
+        Session::open(identity(), Heartbeat::default(), server(1), report(1), Resume::default(), at(0)).0
     }
 
     fn hello() -> Hello {
@@ -330,15 +360,19 @@ mod tests {
 
     fn welcome(hello: Hello) -> FromServer {
         let members = MemberTable { version: 1, members: vec![] };
-        FromServer::Welcome { hello, seen_from: None, members }
+        FromServer::Welcome { hello, seen_from: None, members, revocations_follow: false }
     }
 
     #[test]
     fn opens_with_who_it_is_and_where_to_resume() {
         let resume = Some(Position { incarnation: run(7), revision: 3 });
-        let (_, open) = Session::open(identity(), Heartbeat::default(), server(1), report(1), resume, at(0));
-        let ToServer::Open { hello, report, resume: asked } = open else { panic!("{open:?}") };
+        let known = Resume { view: resume, revocations: 4 };
+        let (_, open) = Session::open(identity(), Heartbeat::default(), server(1), report(1), known, at(0));
+        let ToServer::Open { hello, report, resume: asked, revocations_known } = open else {
+            panic!("{open:?}")
+        };
         assert_eq!((hello.from, hello.to, report.seq, asked), (peer(1), Some(server(1)), 1, resume));
+        assert_eq!(revocations_known, 4);
     }
 
     #[test]
@@ -388,6 +422,23 @@ mod tests {
         session.handle(FromServer::Heartbeat, at(20_000)).unwrap();
         assert!(session.tick(at(49_999)).is_ok());
         assert_eq!(session.tick(at(50_000)), Err(SessionError::Silent(Duration::from_secs(30))));
+    }
+
+    #[test]
+    fn it_is_warned_when_the_announced_revocations_are_there() {
+        let mut session = opened();
+        let members = MemberTable { version: 1, members: vec![] };
+        let follow =
+            |hello| FromServer::Welcome { hello, seen_from: None, members, revocations_follow: true };
+        session.handle(follow(hello()), at(1)).unwrap();
+        let piece = |done| FromServer::Revocations(RevocationPush { keys: vec![], up_to: 1, done });
+        for (done, warned) in [(false, false), (true, true), (false, true)] {
+            session.handle(piece(done), at(2)).unwrap();
+            assert_eq!(session.is_warned(), warned);
+        }
+        let mut session = opened();
+        session.handle(welcome(hello()), at(1)).unwrap();
+        assert!(session.is_warned(), "nothing was announced");
     }
 
     #[test]

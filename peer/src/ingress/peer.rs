@@ -48,6 +48,11 @@ impl Ingress {
         drop(first);
         let Some(accepted) = self.shaken(self.tls.accept(replayed), remote, newcomer).await else { return };
         match accepted.face {
+            Face::Link(identity) if self.pool.is_revoked(&identity.key_hash) => {
+                debug!(self.log, "mesh link turned away"; "peer_id" => identity.node_id, "remote" => %remote,
+                    "error" => "its key is revoked");
+                self.metrics.refused(ErrorCode::Revoked.as_str());
+            }
             Face::Link(identity) if identity.kind() == NodeKind::Peer => {
                 self.links.accept(accepted.stream, identity, remote.to_string()).await;
             }
@@ -73,6 +78,7 @@ impl Ingress {
         if identity.kind() == NodeKind::Server {
             return self.metrics.refused("role");
         }
+        let stream = self.pool.open_tunnels().enter(identity.key_hash, stream);
         self.newcomer(Newcomer { stream, identity, remote, congestion }, stop).await;
     }
 

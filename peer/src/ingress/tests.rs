@@ -7,6 +7,7 @@ mod carried;
 mod faces;
 mod newcomers;
 mod retried;
+mod revoked;
 mod smuggling;
 
 use std::future::Future;

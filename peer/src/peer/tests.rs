@@ -96,7 +96,7 @@ impl Running {
 
     async fn stopped(self) -> TempDir {
         self.stop.cancel();
-        within(self.peer.stopped()).await;
+        within(self.peer.stopped()).await.unwrap();
         self.dir
     }
 }

@@ -16,7 +16,7 @@ use p2p_runtime::tcp::{self, CongestionReport};
 use p2p_runtime::tls::{ConnectError, Connector, Credentials, Expect};
 use tokio::time::Instant;
 
-use super::{LinkCounters, PeerStream, Tunnel, TunnelError};
+use super::{LinkCounters, OpenTunnels, PeerStream, Tunnel, TunnelError};
 use crate::published::Myself;
 
 /// The next address is tried after this long without an answer: longer than a round trip around the world
@@ -73,6 +73,8 @@ pub(crate) struct DirectDialer {
     pub(crate) credentials: Arc<Credentials>,
     /// Who dials.
     pub(crate) myself: Arc<Myself>,
+    /// Where what is dialled is entered.
+    pub(crate) open: OpenTunnels,
 }
 
 impl DirectDialer {
@@ -132,9 +134,10 @@ impl DirectDialer {
         let tcp = tcp::connect_where(address, DIAL_TIMEOUT, allowed).await.map_err(ConnectError::from)?;
         let congestion = tcp::use_bbr(&tcp);
         let dialed = connector.connect_tunnel(address, tcp, DIAL_TIMEOUT).await?;
+        let stream = self.open.enter(dialed.identity.key_hash, dialed.stream);
         let start = Instant::now();
         let tunnel = Tunnel::greet(
-            dialed.stream,
+            stream,
             Arc::clone(counters),
             &self.myself.hello(Some(id)),
             &self.myself.expected(dialed.identity.node_id),

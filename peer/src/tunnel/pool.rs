@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::remote::{Idle, Remote, lock};
 use super::direct::DialFailures;
-use super::{DirectDialer, DirectTunnel, TunnelMetrics};
+use super::{DirectDialer, DirectTunnel, OpenTunnels, TunnelMetrics};
 use crate::published::Views;
 
 pub(crate) use self::error::{NotAccepted, PoolError};
@@ -142,6 +142,22 @@ impl Pool {
         }
     }
 
+    /// Where connections of tunnels that others dialled are entered.
+    pub(crate) fn open_tunnels(&self) -> &OpenTunnels {
+        &self.shared.dialer.open
+    }
+
+    /// Whether nothing may be taken up with whoever shows this key.
+    pub(crate) fn is_revoked(&self, key_hash: &KeyHash) -> bool {
+        self.shared.views.tables().is_revoked(key_hash)
+    }
+
+    /// Closes every tunnel of these keys, those with a forward on them as well. The tables that say that they are
+    /// revoked are published before: what comes in between sees them.
+    pub(crate) fn close_revoked(&self, keys: &[KeyHash]) -> usize {
+        keys.iter().map(|key_hash| self.shared.dialer.open.close(key_hash)).sum()
+    }
+
     /// A sound tunnel to `id`, by `deadline`.
     ///
     /// # Errors
@@ -204,6 +220,9 @@ impl Pool {
         let mut changes = self.shared.views.changes();
         let expected = loop {
             changes.mark_unchanged();
+            if self.is_revoked(&key_hash) {
+                return Err(NotAccepted::Revoked(id));
+            }
             if let Some(peer) = self.shared.views.tables().peer(id) {
                 break peer.entry.key_hash;
             }
@@ -442,7 +461,13 @@ impl Shared {
             Reach::Configured(addresses) => (&addresses[..], None),
             Reach::Ask => (&[][..], None),
         };
-        self.dialer.dial(remote.id, peer.entry.key_hash, addresses, rule, &remote.counters).await
+        let dialled =
+            self.dialer.dial(remote.id, peer.entry.key_hash, addresses, rule, &remote.counters).await?;
+        // It may have been revoked while it was dialled, before there was anything to close.
+        if self.views.tables().is_revoked(&peer.entry.key_hash) {
+            return Err(DialFailures(vec![(dialled.address, "its key is revoked".to_owned())]));
+        }
+        Ok(dialled)
     }
 
     fn dial_failed(&self, remote: &Remote, failures: &DialFailures) {

@@ -102,7 +102,7 @@ impl World {
                     ..hello
                 };
                 let members = MemberTable { version: 0, members: Vec::new() };
-                let welcome = FromServer::Welcome { hello, seen_from: None, members };
+                let welcome = FromServer::Welcome { hello, seen_from: None, members, revocations_follow: false };
                 self.agent.handle_session_message(session, welcome, at);
             }
             Output::CloseSession { session, .. } => drop(self.sessions.remove(&session)),

@@ -51,7 +51,9 @@ impl Agent {
 
     /// What is known of `peer`; the state of its tunnels is still to be added.
     pub(super) fn known(&self, peer: NodeId) -> Option<KnownPeer> {
-        let online = self.views.get(peer);
+        // A Server may not have heard yet that it is revoked.
+        let is_revoked = |key_hash| self.tables.is_revoked(key_hash);
+        let online = self.views.get(peer).filter(|online| !is_revoked(&online.entry.key_hash));
         let plan = || {
             let candidates = &online?.entry.report.net.candidates;
             Some(Reach::Dial(self.tables.dial_rule().plan(candidates)))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use p2p_common::addr::HostPort;
 use p2p_common::wire::link::LinkMessage;
-use p2p_common::{Epoch, NodeId};
+use p2p_common::{Epoch, KeyHash, NodeId};
 
 use crate::mesh::LinkToken;
 use crate::routes::{Reach, Tables};
@@ -83,6 +83,11 @@ pub enum Output {
     Publish(Arc<Tables>),
     /// Log these lines as they stand.
     PrintTables(Vec<String>),
+    /// These keys open nothing any more, perhaps none of them: publish the tables, close every tunnel of the keys, the
+    /// one a forward runs on as well, and keep what [`Agent::revoked`](super::Agent::revoked) says for the next start.
+    Revoked(Vec<KeyHash>),
+    /// This Peer's own key is revoked, in these words of a Server: only an operator can go on.
+    ThrownOut(String),
     /// The cluster lives in this higher epoch now: say so on every wire from here on, and keep it for the next
     /// start.
     Epoch(Epoch),

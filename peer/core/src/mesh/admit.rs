@@ -15,6 +15,9 @@ impl MeshLinks {
         if peer.kind() != NodeKind::Peer {
             return Err(format!("{peer} is not a Peer"));
         }
+        if self.revoked.contains_key(&opened.key_hash) {
+            return Err(format!("{peer} is revoked"));
+        }
         let linked = self.peers.get(&peer).map(|known| known.key_hash);
         if let Some(key) = linked.into_iter().chain(pinned).find(|key| *key != opened.key_hash) {
             return Err(format!("{peer} showed the key {}, it is known here with {key}", opened.key_hash));

@@ -39,16 +39,19 @@ pub enum LinkEnding {
     Protocol,
     /// Servers say that the Peer has another key.
     OtherKey,
+    /// Servers say that its key opens nothing any more.
+    Revoked,
 }
 
 impl LinkEnding {
     /// Each.
-    pub const ALL: [LinkEnding; 5] = [
+    pub const ALL: [LinkEnding; 6] = [
         LinkEnding::Lost,
         LinkEnding::Silent,
         LinkEnding::Replaced,
         LinkEnding::Protocol,
         LinkEnding::OtherKey,
+        LinkEnding::Revoked,
     ];
 
     /// The reason in metrics.
@@ -59,6 +62,7 @@ impl LinkEnding {
             LinkEnding::Replaced => "replaced",
             LinkEnding::Protocol => "protocol",
             LinkEnding::OtherKey => "other_key",
+            LinkEnding::Revoked => "revoked",
         }
     }
 }
@@ -69,7 +73,7 @@ pub struct MeshCounts {
     /// Links that came about, by side.
     pub opened: [u64; 2],
     /// Links of those that ended, by side and reason.
-    pub closed: [[u64; 5]; 2],
+    pub closed: [[u64; 6]; 2],
     /// Attempts and offers that became no link, by side.
     pub failed: [u64; 2],
     /// REGISTERs sent.

@@ -31,13 +31,16 @@ use p2p_common::addr::HostPort;
 use p2p_common::backoff::Jitter;
 use p2p_common::link::LinkRow;
 use p2p_common::member::{MEMBERS_MAX, Member};
-use p2p_common::push::{PeerPush, PeerReport};
-use p2p_common::revision::Position;
-use p2p_common::{Epoch, Incarnation, KeyHash, NodeId, Now};
+use p2p_common::push::{PeerPush, PeerReport, RevocationPush};
+use p2p_common::{Epoch, ErrorCode, Incarnation, KeyHash, NodeId, Now};
 
 use slot::{Key, Phase, Slot};
 
-use super::{FromServer, Heard, Heartbeat, Identity, MemberTable, Session, SessionToken, ToServer};
+use super::{
+    FromServer, Heard, Heartbeat, Identity, MemberTable, Resume, Session, SessionError, SessionToken,
+    ToServer,
+};
+use crate::revoked::RevokedKeys;
 
 /// A session that was open this long was no failure.
 const LASTED: Duration = Duration::from_secs(10);
@@ -90,6 +93,13 @@ pub(crate) enum Effect {
         address: String,
         seen_from: Option<std::net::SocketAddr>,
     },
+    /// Keys that open nothing any more, told in this epoch.
+    Revocations {
+        epoch: Epoch,
+        push: RevocationPush,
+    },
+    /// A Server says that this Peer's own key opens nothing any more.
+    ThrownOut(String),
     Push {
         server: NodeId,
         incarnation: Incarnation,
@@ -117,6 +127,8 @@ pub(crate) struct Servers {
     members: Option<MemberTable>,
     /// The epoch `members` is of.
     members_epoch: Epoch,
+    /// Servers of these keys are none.
+    revoked: Arc<RevokedKeys>,
     last_token: u64,
     /// Since when no session is up; none while one is.
     alone_since: Option<Now>,
@@ -139,6 +151,7 @@ impl Servers {
             slots: introducers.iter().map(slot).collect(),
             members: None,
             members_epoch: identity.epoch,
+            revoked: Arc::default(),
             last_token: 0,
             alone_since: Some(now),
             jitter: Jitter::new(seed),
@@ -210,12 +223,49 @@ impl Servers {
         self.key_of(token).and_then(|key| key.member())
     }
 
+    /// Servers of these keys have no session and are dialled no more.
+    pub(crate) fn set_revoked(&mut self, revoked: Arc<RevokedKeys>, now: Now) -> Vec<Effect> {
+        self.revoked = revoked;
+        let mut effects = Vec::new();
+        if let Some(mut table) = self.members.take() {
+            let before = table.members.len();
+            table.members.retain(|member| !self.revoked.contains_key(&member.key_hash));
+            let fewer = table.members.len() != before;
+            self.members = Some(table);
+            if fewer {
+                effects.push(Effect::Members);
+                self.drop_strangers(now, &mut effects);
+            }
+        } else {
+            // Of an earlier run; nobody has told table C yet.
+            self.slots.retain(|_, slot| {
+                let revoked = slot.key_hash.is_some_and(|key| self.revoked.contains_key(&key));
+                if revoked && let Some(token) = slot.token() {
+                    effects.push(Effect::Close(token, "its key is revoked".into()));
+                }
+                !revoked
+            });
+        }
+        effects
+    }
+
+    /// Whether a session with `server` is up, and has told which keys are revoked.
+    pub(crate) fn is_warned(&self, server: NodeId) -> bool {
+        let slot = self.slots.get(&Key::Member(server));
+        matches!(slot.map(|slot| &slot.phase), Some(Phase::Live { session, .. }) if session.is_warned())
+    }
+
+    /// The epoch the Servers live in.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.identity.epoch
+    }
+
     /// `server` answered at `address` and the stream is open. `resume` is asked only if the session begins.
     pub(crate) fn handle_opened(
         &mut self,
         (token, server, address): (SessionToken, NodeId, String),
         report: &Arc<PeerReport>,
-        resume: impl FnOnce() -> Option<Position>,
+        resume: impl FnOnce() -> Resume,
         now: Now,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -274,6 +324,9 @@ impl Servers {
                 let incarnation = session.incarnation().expect("pushes are heard after the welcome only");
                 effects.push(Effect::Push { server, incarnation, push });
             }
+            Ok(Heard::Revocations(push)) => {
+                effects.push(Effect::Revocations { epoch: session.epoch(), push })
+            }
             Ok(Heard::Members(members)) => self.take_members(members, now, &mut effects),
             Ok(Heard::Welcome { epoch, seen_from, members }) => {
                 let address = address.clone();
@@ -284,7 +337,12 @@ impl Servers {
                 self.follow(epoch, now, &mut effects);
                 self.take_members(members, now, &mut effects);
             }
-            Err(error) => self.end(token, error.to_string(), now, &mut effects),
+            Err(error) => {
+                if let SessionError::Ended { code: ErrorCode::Revoked, message } = &error {
+                    effects.push(Effect::ThrownOut(message.clone()));
+                }
+                self.end(token, error.to_string(), now, &mut effects);
+            }
         }
         effects
     }
@@ -392,6 +450,7 @@ impl Servers {
     /// Takes a table C if it is newer than what is known.
     fn take_members(&mut self, mut table: MemberTable, now: Now, effects: &mut Vec<Effect>) {
         table.members.truncate(MEMBERS_MAX);
+        table.members.retain(|member| !self.revoked.contains_key(&member.key_hash));
         let is_newer =
             |known: &MemberTable| (self.identity.epoch, table.version) > (self.members_epoch, known.version);
         if self.members.as_ref().is_none_or(is_newer) {
@@ -413,6 +472,11 @@ impl Servers {
             effects.push(Effect::Members);
         }
         // Not only on a change: a removed Server may just have been reached through a configured address.
+        self.drop_strangers(now, effects);
+    }
+
+    /// Ends the sessions with those that are not in table C.
+    fn drop_strangers(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let known = self.members.iter().flat_map(|table| &table.members).map(|member| member.id);
         let known: Vec<NodeId> = known.collect();
         let strangers: Vec<NodeId> =

@@ -78,6 +78,10 @@ pub struct FakeServer {
     pub reports: Vec<Arc<PeerReport>>,
     pub links: Vec<Arc<[LinkRow]>>,
     pub heartbeats: usize,
+    /// It announces revocations.
+    pub warns: bool,
+    /// What this Peer said that it knows, at each session.
+    pub revocations_known: Vec<u64>,
 }
 
 struct FakeSession {
@@ -98,6 +102,10 @@ pub struct World {
     pub dropped: Vec<NodeId>,
     /// What is kept for the next start.
     pub servers_told: Vec<KnownServer>,
+    /// Whose tunnels are to be closed.
+    pub revoked: Vec<KeyHash>,
+    /// Why this Peer is to stop.
+    pub thrown_out: Vec<String>,
     /// Peers that answer dials.
     pub reachable: Vec<NodeId>,
     incarnations: u16,
@@ -161,6 +169,8 @@ impl World {
             warmed: Vec::new(),
             dropped: Vec::new(),
             servers_told: Vec::new(),
+            revoked: Vec::new(),
+            thrown_out: Vec::new(),
             reachable: Vec::new(),
             incarnations: 100,
         };
@@ -232,6 +242,15 @@ impl World {
     /// `entry` comes online at Server `n`, or changes there.
     pub fn online(&mut self, n: u8, entry: Arc<PeerEntry>) {
         self.servers.get_mut(&n).unwrap().log.set(entry.id, entry);
+        self.settle();
+    }
+
+    /// Server `n` says this on every session.
+    pub fn tell(&mut self, n: u8, message: FromServer) {
+        let tokens = self.sessions.iter().filter(|(_, session)| session.server == n);
+        for token in tokens.map(|(token, _)| *token).collect::<Vec<_>>() {
+            self.down(token, message.clone());
+        }
         self.settle();
     }
 
@@ -325,6 +344,11 @@ impl World {
             Output::Publish(tables) => self.tables = Some(tables),
             Output::PrintTables(lines) => self.printed.push(lines),
             Output::Servers(servers) => self.servers_told = servers,
+            Output::Revoked(keys) => {
+                assert!(keys.iter().all(|key| self.agent.tables().is_revoked(key)));
+                self.revoked.extend(keys);
+            }
+            Output::ThrownOut(reason) => self.thrown_out.push(reason),
             Output::Epoch(epoch) => panic!("no Server here lives in {epoch}"),
             Output::DialLink { .. }
             | Output::SendLink { .. }
@@ -339,7 +363,9 @@ impl World {
         let server_id = server(session.server);
         let server = self.servers.get_mut(&session.server).unwrap();
         match message {
-            ToServer::Open { hello, report, resume } => {
+            ToServer::Open { hello, report, resume, revocations_known } => {
+                server.revocations_known.push(revocations_known);
+                let revocations_follow = server.warns;
                 assert_eq!((hello.from, hello.to), (peer(ME), Some(server_id)));
                 server.reports.push(report);
                 server.resumed.push(resume);
@@ -357,7 +383,7 @@ impl World {
                 };
                 let seen_from = Some("198.51.100.7:50123".parse().unwrap());
                 let members = self.members.clone();
-                self.down(token, FromServer::Welcome { hello, seen_from, members });
+                self.down(token, FromServer::Welcome { hello, seen_from, members, revocations_follow });
             }
             ToServer::Report(report) => server.reports.push(report),
             ToServer::Links(links) => server.links.push(links),
@@ -403,6 +429,8 @@ impl FakeServer {
             reports: Vec::new(),
             links: Vec::new(),
             heartbeats: 0,
+            warns: false,
+            revocations_known: Vec::new(),
         }
     }
 }

@@ -100,7 +100,7 @@ impl Solo {
             key_hash: KeyHash([1; 32]),
         };
         let members = MemberTable { version: 1, members: vec![member] };
-        solo.hear(FromServer::Welcome { hello, seen_from: None, members });
+        solo.hear(FromServer::Welcome { hello, seen_from: None, members, revocations_follow: false });
         solo
     }
 

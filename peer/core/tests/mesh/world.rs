@@ -360,6 +360,8 @@ impl World {
             | Output::Send { .. }
             | Output::CloseSession { .. }
             | Output::Epoch(_)
+            | Output::Revoked(_)
+            | Output::ThrownOut(_)
             | Output::Servers(_) => {
                 panic!("there are no Servers here");
             }

@@ -50,6 +50,9 @@ impl PoolError {
 /// Why a tunnel of a remote is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotAccepted {
+    /// Its key opens nothing any more.
+    #[error("{0} is revoked")]
+    Revoked(NodeId),
     /// Not in table E.
     #[error("{0} is not known here: no Server this peer is connected to says that it is online")]
     Unknown(NodeId),
@@ -72,6 +75,7 @@ impl NotAccepted {
     /// The stable code.
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
+            NotAccepted::Revoked(_) => ErrorCode::Revoked,
             NotAccepted::Unknown(_) => ErrorCode::Unauthenticated,
             NotAccepted::OtherKey { .. } => ErrorCode::IdTaken,
             NotAccepted::TooMany(_) => ErrorCode::Exhausted,

@@ -53,7 +53,7 @@ fn welcome_in(epoch: Epoch, n: u8, members: MemberTable) -> FromServer {
         incarnation: run(n),
         features: 0,
     };
-    FromServer::Welcome { hello, seen_from: None, members }
+    FromServer::Welcome { hello, seen_from: None, members, revocations_follow: false }
 }
 
 type Dialled = (SessionToken, Option<NodeId>, Vec<String>);
@@ -82,7 +82,7 @@ fn closes(effects: &[Effect]) -> Vec<(SessionToken, &str)> {
 
 /// Opens attempt `token` as Server `n`.
 fn open(servers: &mut Servers, token: SessionToken, n: u8, ms: u64) -> Vec<Effect> {
-    servers.handle_opened((token, server(n), format!("addr{n}")), &report(), || None, at(ms))
+    servers.handle_opened((token, server(n), format!("addr{n}")), &report(), Resume::default, at(ms))
 }
 
 /// Connects through the one introducer to Server 1, whose table C has `ids`; gives the dials that follow.
