@@ -1,7 +1,7 @@
 //! What certificates say that this Server signs, and the renewal of its own (SPEC I5).
 //!
 //! ```text
-//! half-life, another lifetime set, another CA signs ─► due ─► CA key here ──► signed here ──► stored, shown from the
+//! half-life, another lifetime set, another place ─► due ─► CA key here ──► signed here ──► stored, shown from the
 //!                                                             └─ not here ─► another Server ─► next handshake on
 //! ```
 //!
@@ -79,12 +79,14 @@ impl RenewalTask {
     /// Runs until the Server stops.
     pub async fn run(self) {
         let spread = rand::random();
+        // It came back at another place: whoever verifies it by name shall be able to.
+        let mut moved = !self.addresses.iter().all(|address| self.credentials.is_named(address.host()));
         let (mut backoff, mut jitter) = (Backoff::new(WAITS.0, WAITS.1), Jitter::new(rand::random()));
         let (mut view, mut clock) = (self.proposer.watch_view(), self.credentials.clock().watch());
         loop {
             clock.mark_unchanged();
             let state = Arc::clone(&view.borrow_and_update().state);
-            let wait = match self.due_in(&state, spread) {
+            let wait = match self.due_in(&state, spread).filter(|_| !moved) {
                 Some(left) => left.min(LOOK_AGAIN),
                 None => {
                     let renewed = tokio::select! {
@@ -93,6 +95,7 @@ impl RenewalTask {
                     };
                     match renewed {
                         Ok(()) => {
+                            moved = false;
                             backoff.reset();
                             continue;
                         }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use p2p_common::{ClusterId, KeyHash, NodeId};
-use rustls::client::Resumption;
-use rustls::server::NoServerSessionStorage;
+use rustls::client::{Resumption, verify_server_name};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, Error, ServerConfig};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, ServerName};
 use slog::{Logger, warn};
 
 use super::verify::{Chains, NodeVerifier, Pins, PinsInUse, Side, Unpinned};
@@ -103,6 +103,13 @@ impl Credentials {
     /// When our own certificate holds.
     pub fn dates(&self) -> CertificateDates {
         CertificateDates::of(&self.configs().certificate).expect("rustls has taken it")
+    }
+
+    /// Whether clients that know this node by `host`, a name or an address, can verify it by its certificate.
+    pub fn is_named(&self, host: &str) -> bool {
+        let configs = self.configs();
+        let certificate = ParsedCertificate::try_from(&configs.certificate).expect("rustls has taken it");
+        ServerName::try_from(host).is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
     }
 
     /// Shows another certificate (of the same key) and trusts another bundle from the next handshake on;
