@@ -16,6 +16,7 @@ mod cluster;
 pub(crate) mod enroll;
 pub(crate) mod gate;
 mod health;
+mod lasting;
 pub(crate) mod operator;
 pub(crate) mod pace;
 pub(crate) mod peering;

@@ -38,6 +38,7 @@ use tower_service::Service;
 
 use super::ApiContext;
 use super::body::paced;
+use super::lasting::{Over, lasting};
 use super::rate_limit::RateLimit;
 use super::recording::Recording;
 use crate::audit::AuditLog;
@@ -49,6 +50,11 @@ use crate::standing::Standing;
 /// would otherwise only come back after its back-off. And how long this Server may take to learn what the cluster
 /// knows.
 const REPLICATION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether the token of a stream is still good is looked at that often, if nothing changes ...
+const TOKEN_LOOK: Duration = Duration::from_millis(750);
+/// ... and not more often than that, whatever changes.
+const TOKEN_REST: Duration = Duration::from_millis(250);
 
 /// Proves its caller by its message.
 const ENROLMENT: &str = "/p2p.v1.Enroll/Enroll";
@@ -243,6 +249,29 @@ impl Gate {
             .map_err(|refused| refuse_credentials(refused.code(), refused.to_string()))
     }
 
+    /// Resolves when the token that let `caller` through is not good any more; none for whoever came without one, and
+    /// for the one that is good for this run.
+    fn over(self: &Arc<Self>, caller: &Caller, bearer: Option<&HeaderValue>) -> Option<Over> {
+        let by_token = matches!(caller.kind, CallerKind::Reader | CallerKind::Operator);
+        let token = token_of(bearer.filter(|_| by_token)?).ok()?;
+        if token.matches(&self.local_operator) {
+            return None;
+        }
+        let (gate, id, secret_hash) = (Arc::clone(self), token.id(), token.secret_hash());
+        Some(Box::pin(async move {
+            let mut views = gate.proposer.watch_view();
+            loop {
+                // Not with every entry of a busy cluster: a change is seen after the one rest, time passes by the other.
+                tokio::time::sleep(TOKEN_REST).await;
+                let _ = tokio::time::timeout(TOKEN_LOOK, views.changed()).await;
+                let state = Arc::clone(&views.borrow_and_update().state);
+                if let Err(refused) = check_token(&state, id, &secret_hash, gate.cluster_clock.now()) {
+                    return refuse_credentials(refused.code(), refused.to_string());
+                }
+            }
+        }))
+    }
+
     fn limit(&self) -> MutexGuard<'_, RateLimit> {
         // A bucket cannot be left half changed.
         self.limit.lock().unwrap_or_else(PoisonError::into_inner)
@@ -338,7 +367,11 @@ where
                     if let Some(recording) = &mut recording {
                         request.extensions_mut().insert(recording.admitted());
                     }
-                    inner.call(request.map(|body| paced(&method, body))).await?
+                    let response = inner.call(request.map(|body| paced(&method, body))).await?;
+                    match gate.over(caller, bearer.as_ref()) {
+                        Some(over) => response.map(|body| lasting(body, over)),
+                        None => response,
+                    }
                 }
                 Err(refused) => {
                     debug!(gate.log, "call refused"; "method" => &method, "code" => ?refused.code(),

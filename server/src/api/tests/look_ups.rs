@@ -1,13 +1,16 @@
 //! What can be looked up, health, reflection and counts.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use p2p_common::ErrorCode;
 use p2p_common::UnixMs;
-use p2p_common::command::{CommandBody, Outcome};
+use p2p_common::command::{CommandBody, Outcome, TokenRole};
 use p2p_proto::status::code_of;
 use p2p_proto::v1::cluster_client::ClusterClient;
 use p2p_proto::{convert, v1};
+use p2p_runtime::clock::unix_now;
+use p2p_runtime::identity::Token;
 use p2p_server_core::METHODS;
 use prometheus_client::registry::Registry;
 use tonic_health::pb::HealthCheckRequest;
@@ -129,4 +132,28 @@ async fn what_happens_is_counted() {
     assert_eq!(world.propose(enrol).await, Outcome::Done);
     assert_eq!(world.propose(join).await, Outcome::MemberAdded { raft_id: 3 });
     until("the third member in the metrics", || shown("members 3")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ends_with_the_token_that_opened_it() {
+    let world = World::start().await;
+    let soon = Token::mint(TokenRole::Reader, CLUSTER, world.ca.fingerprint()).unwrap();
+    let expires_at = unix_now().plus(Duration::from_millis(1_500));
+    world.propose(CommandBody::CreateToken(record(&soon, expires_at))).await;
+    let watch = async |token: &Token| {
+        let mut client = ClusterClient::new(world.client(Some(token)).await);
+        let mut stream = client.watch_master(v1::WatchMasterRequest {}).await.unwrap().into_inner();
+        assert!(stream.message().await.unwrap().is_some());
+        stream
+    };
+    let (mut revoked, mut expired) = (watch(&world.reader).await, watch(&soon).await);
+    let mut stays = watch(&world.local).await;
+    let began = std::time::Instant::now();
+    world.propose(CommandBody::RevokeToken(world.reader.id())).await;
+    for (stream, code) in [(&mut revoked, ErrorCode::TokenUnknown), (&mut expired, ErrorCode::TokenExpired)] {
+        let end = tokio::time::timeout(Duration::from_secs(5), stream.message()).await.expect("it ends");
+        assert_eq!(code_of(&end.unwrap_err()), Some(code));
+    }
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(tokio::time::timeout(Duration::from_millis(500), stays.message()).await.is_err());
 }
