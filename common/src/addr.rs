@@ -111,6 +111,18 @@ pub enum CandidateKind {
     Advertised,
 }
 
+impl CandidateKind {
+    /// The kind in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            CandidateKind::Host => "host",
+            CandidateKind::Reflexive => "reflexive",
+            CandidateKind::Mapped => "mapped",
+            CandidateKind::Advertised => "advertised",
+        }
+    }
+}
+
 /// One address a node may be reached at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Candidate {

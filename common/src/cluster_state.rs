@@ -54,6 +54,8 @@ pub struct ClusterState {
     pub revocations: SharedMap<KeyHash, Revocation>,
     /// The number of the last revocation.
     pub revocations_version: u64,
+    /// How many changes of grants there were.
+    pub grants_version: u64,
     /// Tokens by their public half.
     pub tokens: SharedMap<TokenId, TokenRecord>,
     /// The settings somebody changed; the others have their defaults.
@@ -80,6 +82,7 @@ impl ClusterState {
             identities: SharedMap::new(),
             revocations: SharedMap::new(),
             revocations_version: 0,
+            grants_version: 0,
             tokens: SharedMap::new(),
             settings: SharedMap::new(),
             settings_revision: 0,

@@ -103,6 +103,8 @@ pub struct IdentityRecord {
     pub enrolled_at: UnixMs,
     /// What it may do.
     pub grants: Grants,
+    /// The number of its last change, counted over all identities.
+    pub grants_revision: u64,
     /// Forgotten [`EPHEMERAL_FOR`] after it was last seen.
     pub ephemeral: bool,
     /// When a Server last said that it was there, by that Server's clock; for ephemeral ones only.
@@ -114,8 +116,17 @@ pub struct IdentityRecord {
 impl IdentityRecord {
     /// Just bound, with the grants of everybody, to stay.
     pub fn new(id: NodeId, name: String, key_hash: KeyHash, enrolled_at: UnixMs) -> Self {
-        let (grants, ephemeral, revoked) = (Grants::default(), false, false);
-        IdentityRecord { id, name, key_hash, enrolled_at, grants, ephemeral, seen_at: enrolled_at, revoked }
+        IdentityRecord {
+            id,
+            name,
+            key_hash,
+            enrolled_at,
+            grants: Grants::default(),
+            grants_revision: 0,
+            ephemeral: false,
+            seen_at: enrolled_at,
+            revoked: false,
+        }
     }
 }
 

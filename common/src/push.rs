@@ -38,6 +38,8 @@ pub struct PeerEntry {
     pub key_hash: KeyHash,
     /// What it may do, as the Servers know it (SPEC I8).
     pub grants: Arc<Grants>,
+    /// The number of their last change: of two Servers' word the higher one counts.
+    pub grants_revision: u64,
     /// What it said last.
     pub report: PeerReport,
 }

@@ -44,6 +44,9 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Interfaces come and go; nothing tells us.
 const INTERFACES_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Lines about what Servers begin to withhold together; what is more is counted.
+const WITHHELD_LINES: usize = 16;
+
 /// What comes through the mailbox.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -340,6 +343,17 @@ impl AgentTask {
                 Output::Publish(tables) => {
                     self.metrics.tables.set(&tables);
                     self.views.publish(tables);
+                }
+                Output::Withheld(newly) => {
+                    // A thousand services may be outside of what it may offer.
+                    for what in newly.iter().take(WITHHELD_LINES) {
+                        warn!(self.log, "not passed on by servers"; "what" => %what,
+                            "reason" => what.explain(self.agent.tables().me()));
+                    }
+                    if newly.len() > WITHHELD_LINES {
+                        warn!(self.log, "more is not passed on by servers; p2p-peer status lists it";
+                            "count" => newly.len() - WITHHELD_LINES);
+                    }
                 }
                 Output::PrintTables(lines) => {
                     for line in lines {

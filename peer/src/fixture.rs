@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::records::Records;
-use crate::forward::owner::Owner;
+use crate::forward::owner::{Owner, Refusals};
 use crate::forward::splice::Buffers;
 use crate::forward::{AccessLog, ForwardMetrics, Forwarder, Forwards, Recents};
 use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, IngressMetrics, SourceRanges};
@@ -129,7 +129,14 @@ impl World {
             services: services.offers(),
         };
         let key_hash = identity.key().key_hash();
-        let entry = Arc::new(PeerEntry { id, incarnation, key_hash, grants: Arc::default(), report });
+        let entry = Arc::new(PeerEntry {
+            id,
+            incarnation,
+            key_hash,
+            grants: Arc::default(),
+            grants_revision: 0,
+            report,
+        });
         let identity = Identity { id, incarnation, cluster_id, epoch: Epoch(1) };
         let mut agent = Agent::new(
             AgentConfig {
@@ -184,7 +191,11 @@ impl World {
             buffers: buffers.clone(),
             log: log.clone(),
         };
-        let owner = Owner { forwarder: forwarder.clone(), recents: Recents::default() };
+        let owner = Owner {
+            forwarder: forwarder.clone(),
+            recents: Recents::default(),
+            refusals: Refusals::default(),
+        };
         let ingress = Arc::new(Ingress {
             forwarder,
             owner: owner.clone(),

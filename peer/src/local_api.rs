@@ -172,6 +172,7 @@ impl Agent for LocalApi {
             peers: u32::try_from(status.peers).unwrap_or(u32::MAX),
             forwards_active: status.forwards.active,
             forwards_total: status.forwards.total,
+            withheld: status.withheld,
             mesh_links: status.mesh_links.into_iter().map(mesh_link_to).collect(),
             congestion_control: self.pool.congestion().map(ToString::to_string).unwrap_or_default(),
             clock_behind_ms: self.credentials.clock().ahead_ms(),

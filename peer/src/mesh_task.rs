@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use p2p_common::addr::HostPort;
+use p2p_common::grants::Grants;
 use p2p_common::wire::link::LinkMessage;
 use p2p_common::wire::{Hello, HelloError};
 use p2p_common::{ErrorCode, KeyHash, NodeId};
@@ -23,7 +24,7 @@ use p2p_peer_core::{LinkOpened, LinkToken};
 use p2p_proto::convert::{LinkFrameError, decode_link, encode_link};
 use p2p_runtime::exit::chain;
 use p2p_runtime::identity::PeerIdentity;
-use p2p_runtime::tls::{ConnectError, Connector, Credentials};
+use p2p_runtime::tls::{ConnectError, Connector, Credentials, shown_grants};
 use slog::{Logger, debug};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -158,6 +159,7 @@ impl Links {
         let connector = Connector::link(Arc::clone(&self.credentials));
         let dialed = Box::pin(connector.dial(address, DIAL_TIMEOUT)).await?;
         let identity = dialed.identity;
+        let grants = Arc::new(shown_grants(dialed.stream.get_ref().1));
         let mut wire = Wire::new(dialed.stream);
         let hellos = async {
             wire.send(&LinkMessage::Hello(self.myself.hello(Some(identity.node_id)))).await?;
@@ -166,12 +168,18 @@ impl Links {
         let theirs = tokio::time::timeout(HELLO_TIMEOUT, hellos).await;
         let theirs = theirs.map_err(|_| LinkError::HelloTimedOut)??;
         theirs.check(&self.myself.expected(identity.node_id))?;
-        Ok((wire, opened(identity, &theirs, address.to_string())))
+        Ok((wire, opened(identity, grants, &theirs, address.to_string())))
     }
 
-    /// Takes a link that the Peer of `identity` dialled from `remote`, and carries it to its end.
-    pub(crate) async fn accept<S>(&self, stream: S, identity: PeerIdentity, remote: String)
-    where
+    /// Takes a link that the Peer of `identity`, which may do what its certificate says, dialled from `remote`, and
+    /// carries it to its end.
+    pub(crate) async fn accept<S>(
+        &self,
+        stream: S,
+        identity: PeerIdentity,
+        grants: Arc<Grants>,
+        remote: String,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let id = identity.node_id;
@@ -189,7 +197,7 @@ impl Links {
             return wire.turn_away(error.code(), error.to_string()).await;
         }
         let (answer, answered) = oneshot::channel();
-        let offer = LinkOffer { opened: opened(identity, &hello, remote), answer };
+        let offer = LinkOffer { opened: opened(identity, grants, &hello, remote), answer };
         if self.mailbox.send(Input::LinkAccepted(offer)).await.is_err() {
             return;
         }
@@ -256,9 +264,9 @@ impl Links {
     }
 }
 
-fn opened(identity: PeerIdentity, hello: &Hello, address: String) -> LinkOpened {
+fn opened(identity: PeerIdentity, grants: Arc<Grants>, hello: &Hello, address: String) -> LinkOpened {
     let key_hash: KeyHash = identity.key_hash;
-    LinkOpened { peer: identity.node_id, key_hash, incarnation: hello.incarnation, address }
+    LinkOpened { peer: identity.node_id, key_hash, incarnation: hello.incarnation, address, grants }
 }
 
 /// A link's connection.

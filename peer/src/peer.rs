@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::agent_task::{AgentTask, MAILBOX, interface_addrs};
 use crate::config::PeerConfig;
 use crate::enrol::{self, Means, Membership};
-use crate::forward::owner::Owner;
+use crate::forward::owner::{Owner, Refusals};
 use crate::forward::splice::Buffers;
 use crate::forward::{Forwarder, Forwards, Recents};
 use crate::health::{self, ServicesTask};
@@ -199,7 +199,11 @@ impl Peer {
             buffers: buffers.clone(),
             log: log.clone(),
         };
-        let owner = Owner { forwarder: forwarder.clone(), recents: Recents::default() };
+        let owner = Owner {
+            forwarder: forwarder.clone(),
+            recents: Recents::default(),
+            refusals: Refusals::default(),
+        };
         let ingress = Arc::new(Ingress {
             owner: owner.clone(),
             forwarder,

@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use p2p_common::addr::NetInfo;
+use p2p_common::grants::Grants;
 use p2p_common::member::Member;
 use p2p_common::{ErrorCode, NodeKind, UnixMs};
 use p2p_peer_core::{DialFailure, DialServer, FromServer, MemberTable, SessionToken, ToServer};
@@ -242,6 +244,12 @@ pub(crate) fn down_from(message: v1::SessionDown) -> Result<Option<FromServer>, 
         },
         Message::Members(table) => FromServer::Members(members_from(Some(table))?),
         Message::Push(push) => FromServer::Push(convert::push_from(push)?),
+        Message::Grants(own) => {
+            let grants = own.grants.map_or(Ok(Grants::default()), convert::grants_from)?;
+            let withheld = own.withheld_addresses.iter().take(NetInfo::CANDIDATES_MAX);
+            let withheld = withheld.map(|text| convert::parse(text, "withheld_addresses"));
+            FromServer::OwnGrants { grants: Arc::new(grants), withheld: withheld.collect::<Result<_, _>>()? }
+        }
         Message::Heartbeat(v1::Heartbeat { .. }) => FromServer::Heartbeat,
         Message::Revocations(push) => FromServer::Revocations(convert::revocations_from(push)?),
         Message::End(end) => FromServer::End {
@@ -293,6 +301,14 @@ mod tests {
         ] {
             assert!(down_from(down(session_down::Message::Welcome(bad))).is_err());
         }
+        let own = |address: &str| {
+            let withheld_addresses = vec![address.to_owned()];
+            down(session_down::Message::Grants(v1::SessionGrants { grants: None, withheld_addresses }))
+        };
+        let grants = Arc::new(Grants::default());
+        let withheld = vec!["a.b:1".parse().unwrap()];
+        assert_eq!(down_from(own("a.b:1")), Ok(Some(FromServer::OwnGrants { grants, withheld })));
+        assert!(down_from(own("nowhere")).is_err());
         assert_eq!(down_from(v1::SessionDown { message: None }), Ok(None));
     }
 }

@@ -14,20 +14,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use p2p_common::addr::Candidate;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::link::LinkRow;
 use p2p_common::push::PeerReport;
+use p2p_common::service::ServiceName;
 use p2p_common::{ErrorCode, KeyHash, NodeId};
 use p2p_runtime::clock::Clock;
 use p2p_server_core::{
-    Arrival, Down, Hub, HubConfig, Output, PeerListing, Resume, SessionId, SessionRefused, TICK, Viewer,
+    Arrival, Down, Hub, HubConfig, NewlyWithheld, Output, PeerListing, Resume, SessionId, SessionRefused,
+    TICK, Viewer,
 };
 use prometheus_client::metrics::gauge::Gauge;
-use slog::{Logger, debug, info};
+use slog::{Logger, debug, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Metrics;
 use crate::raft::View;
 use crate::standing::{Emergencies, Standing};
 
@@ -35,6 +39,9 @@ use crate::standing::{Emergencies, Standing};
 const MAILBOX: usize = 4_096;
 /// Inputs taken together, so that changes that arrive together travel together.
 const BATCH: usize = 256;
+
+/// Names of services in one record.
+const NAMES_SHOWN: usize = 8;
 
 /// Why there is no session.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -209,8 +216,8 @@ pub struct HubParams {
     pub standing: Standing,
     /// The process's clock.
     pub clock: Clock,
-    /// Shows the number of sessions.
-    pub sessions: Gauge,
+    /// Shows the number of sessions, and counts what is withheld of them.
+    pub metrics: Metrics,
     /// Ends it: every session is told to go elsewhere.
     pub stop: CancellationToken,
     /// Where to report.
@@ -219,14 +226,15 @@ pub struct HubParams {
 
 /// Starts the hub's task; it runs until `stop`, or until raft or the last handle is gone.
 pub fn spawn_hub(params: HubParams) -> HubHandle {
-    let HubParams { config, standing, clock, sessions, stop, log } = params;
+    let HubParams { config, standing, clock, metrics, stop, log } = params;
+    let sessions = metrics.sessions.clone();
     let (mailbox, inputs) = mpsc::channel(MAILBOX);
     let (mut view, mut emergencies) = (standing.watch_view(), standing.watch_emergencies());
     let mut hub = Hub::new(&config, Arc::clone(&view.borrow_and_update().state));
     hub.handle_emergencies(&keys(&emergencies.borrow_and_update()));
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let task = HubTask { hub, outlets: BTreeMap::new(), sessions: sessions.clone(), clock, log };
+    let task = HubTask { hub, outlets: BTreeMap::new(), metrics, clock, log };
     tokio::spawn(task.run(Sources { inputs, view, emergencies, tick, stop }));
     HubHandle { mailbox, sessions }
 }
@@ -287,7 +295,7 @@ struct Outlet {
 struct HubTask {
     hub: Hub,
     outlets: BTreeMap<SessionId, Outlet>,
-    sessions: Gauge,
+    metrics: Metrics,
     clock: Clock,
     log: Logger,
 }
@@ -320,7 +328,7 @@ impl HubTask {
         while let Some(output) = self.hub.poll_output() {
             self.carry_out(output);
         }
-        self.sessions.set(i64::try_from(self.hub.sessions()).unwrap_or(i64::MAX));
+        self.metrics.sessions.set(i64::try_from(self.hub.sessions()).unwrap_or(i64::MAX));
     }
 
     fn take(&mut self, input: Input) {
@@ -371,6 +379,7 @@ impl HubTask {
                     self.serve(session);
                 }
             }
+            Output::Withheld(newly) => self.note_withheld(&newly),
             Output::Disconnect { session, code, message } => {
                 info!(self.log, "session ended by this server"; "session" => %session, "code" => code.as_str(),
                     "reason" => &message);
@@ -378,6 +387,24 @@ impl HubTask {
                     let _ = outlet.end.send(SessionEnd { code, message });
                 }
             }
+        }
+    }
+
+    /// Each is reported when it is withheld first, and again only by another session. The Peer is told all of it.
+    fn note_withheld(&self, newly: &NewlyWithheld) {
+        let peer = newly.peer;
+        if !newly.services.is_empty() {
+            self.metrics.offers_refused.inc_by(newly.services.len() as u64);
+            let names: Vec<&str> = newly.services.iter().map(ServiceName::as_str).take(NAMES_SHOWN).collect();
+            warn!(self.log, "services withheld: their peer may not offer them"; "peer" => peer,
+                "services" => names.join(","), "count" => newly.services.len(),
+                "to_allow" => format!("p2p-server identity set {peer} --may-offer ..."));
+        }
+        for Candidate { kind, addr } in &newly.candidates {
+            self.metrics.candidate_refused(*kind);
+            warn!(self.log, "address withheld: it may be somebody else's"; "peer" => peer, "address" => %addr,
+                "kind" => kind.as_str(),
+                "to_allow" => format!("p2p-server identity set {peer} --may-advertise '{addr}'"));
         }
     }
 
@@ -409,6 +436,6 @@ impl HubTask {
         for outlet in self.outlets.into_values() {
             let _ = outlet.end.send(HubError::Stopping.into());
         }
-        self.sessions.set(0);
+        self.metrics.sessions.set(0);
     }
 }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use p2p_common::addr::CandidateKind;
 use p2p_server_core::METHODS;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -27,6 +28,9 @@ pub struct Metrics {
     calls: Family<CallLabels, Counter>,
     proposals: Family<ProposalLabels, Counter>,
     limited: Counter,
+    /// Services withheld; moved by the hub when one is that was not before.
+    pub(crate) offers_refused: Counter,
+    candidates_refused: Family<CandidateLabels, Counter>,
     /// How far this host's clock is behind the cluster's; moved once a second.
     pub clock_behind: ClockAhead,
 }
@@ -35,6 +39,11 @@ pub struct Metrics {
 struct CallLabels {
     method: &'static str,
     code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CandidateLabels {
+    kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -68,6 +77,21 @@ impl Metrics {
             self.limited.clone(),
         );
         registry.register(
+            "offers_refused",
+            "Services withheld since their Peer's may_offer does not let it offer them; moves when a session \
+             begins to offer one, or the grants change",
+            self.offers_refused.clone(),
+        );
+        for kind in [CandidateKind::Host, CandidateKind::Mapped, CandidateKind::Advertised] {
+            drop(self.candidates_refused.get_or_create(&CandidateLabels { kind: kind.as_str() }));
+        }
+        registry.register(
+            "candidates_refused",
+            "Addresses of Peers withheld since they may be somebody else's, by kind; moves when a session begins \
+             to name one, or the grants change",
+            self.candidates_refused.clone(),
+        );
+        registry.register(
             "clock_behind_seconds",
             "This host's clock behind the cluster's, negative when ahead; moves once a second",
             self.clock_behind.clone(),
@@ -86,6 +110,11 @@ impl Metrics {
     /// A command came back from raft.
     pub(crate) fn proposed(&self, command: &'static str, result: &'static str) {
         self.proposals.get_or_create(&ProposalLabels { command, result }).inc();
+    }
+
+    /// An address was withheld.
+    pub(crate) fn candidate_refused(&self, kind: CandidateKind) {
+        self.candidates_refused.get_or_create(&CandidateLabels { kind: kind.as_str() }).inc();
     }
 
     /// A source was stopped for a while.

@@ -223,7 +223,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         config: HubConfig::new(incarnation),
         standing: standing.clone(),
         clock,
-        sessions: metrics.sessions.clone(),
+        metrics: metrics.clone(),
         stop: stop.clone(),
         log: log.new(o!("room" => "hub")),
     });

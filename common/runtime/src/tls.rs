@@ -30,9 +30,10 @@ mod verify;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use p2p_common::grants::Grants;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-use crate::identity::PeerIdentity;
+use crate::identity::{PeerIdentity, grants_of_certificate};
 
 pub use accept::{AcceptError, Accepted, AcceptedTunnel, ServerTls};
 pub use connect::{ConnectError, Connector, Dialed, DialedTunnel, Expect};
@@ -83,6 +84,12 @@ impl Face {
             Face::Public => None,
         }
     }
+}
+
+/// What the certificate of the other side of an established connection says that its node may do.
+pub fn shown_grants(connection: &rustls::CommonState) -> Grants {
+    let certificate = connection.peer_certificates().and_then(<[_]>::first);
+    certificate.map_or(Grants::none(), |certificate| grants_of_certificate(certificate))
 }
 
 /// The cryptography in use. AES-128-GCM stands first: as safe here and cheaper per byte (clients' order decides).

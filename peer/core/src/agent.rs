@@ -33,12 +33,14 @@
 
 mod config;
 mod derive;
+mod grants;
 mod linked;
 mod output;
 mod revoked;
 mod status;
 
 pub use config::{AgentConfig, OnServersLost};
+pub use grants::Withheld;
 pub use output::{AgentState, Output};
 pub use status::{AgentStatus, Forwards, ServerStatus};
 
@@ -89,6 +91,7 @@ pub struct Agent {
     printer: Printer,
     state: AgentState,
     forwards: Forwards,
+    grants: grants::KnownGrants,
     outputs: VecDeque<Output>,
 }
 
@@ -130,6 +133,7 @@ impl Agent {
             printer: Printer::new(config.print_tables, at.now),
             state,
             forwards: Forwards::default(),
+            grants: grants::KnownGrants::default(),
             outputs: VecDeque::from([Output::State(state)]),
         }
     }
@@ -313,6 +317,7 @@ impl Agent {
                 }
                 Effect::Welcomed { session, server, address, seen_from } => {
                     self.away.remove(&server);
+                    self.forget_own_grants(server);
                     self.links.on_known(server, at.unix);
                     let opened = Opened { path: PathKind::Direct, address, dialled: true, carries: true };
                     self.links.on_opened(server, opened, at.unix);
@@ -336,7 +341,11 @@ impl Agent {
                         }
                     }
                 }
+                Effect::OwnGrants { server, grants, withheld } => {
+                    self.on_own_grants(server, grants, withheld);
+                }
                 Effect::Down { server, reason } => {
+                    self.forget_own_grants(server);
                     self.links.on_down(server, &reason, at.unix);
                     if self.views.servers().any(|held| held == server) {
                         self.away.entry(server).or_insert(at.now);
@@ -381,6 +390,7 @@ impl Agent {
         let report = Arc::make_mut(&mut self.report);
         report.seq += 1;
         change(report);
+        self.update_withheld();
         for message in self.servers.send_report(&self.report, at.now) {
             if let Effect::Send(session, message) = message {
                 self.outputs.push_back(Output::Send { session, message });

@@ -31,6 +31,7 @@ pub(crate) fn entry(n: u8, seq: u64) -> Arc<PeerEntry> {
         incarnation: run(n),
         key_hash: KeyHash([n; 32]),
         grants: Arc::default(),
+        grants_revision: 0,
         report,
     })
 }
@@ -69,6 +70,7 @@ pub(crate) fn known_peer(entry: Arc<PeerEntry>, synced_at: UnixMs) -> KnownPeer 
         connected: true,
         transit: Arc::default(),
         link: RouteLink::Idle,
+        grants: Arc::default(),
         entry,
     }
 }

@@ -24,6 +24,7 @@ mod view;
 
 pub use agent::{
     Agent, AgentConfig, AgentState, AgentStatus, Forwards, GRACE, OnServersLost, Output, ServerStatus,
+    Withheld,
 };
 pub use connect::{DialPlan, DialRule, Skip};
 pub use framing::{

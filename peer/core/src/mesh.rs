@@ -52,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::addr::{HostPort, NetInfo};
+use p2p_common::grants::Grants;
 use p2p_common::push::PeerEntry;
 use p2p_common::wire::link::{LinkMessage, TUNNELS_ASKED_MAX, TransitService};
 use p2p_common::{ErrorCode, Incarnation, KeyHash, NodeId, Now, UnixMs};
@@ -111,6 +112,8 @@ pub struct LinkOpened {
     pub incarnation: Incarnation,
     /// The other end as dialled or seen.
     pub address: String,
+    /// What its certificate says that it may do.
+    pub grants: Arc<Grants>,
 }
 
 /// What the links ask of their owner.
@@ -185,6 +188,10 @@ struct LinkedPeer {
     /// Where the last accepted link came from.
     seen_from: Option<IpAddr>,
     listed: Option<Listed>,
+    /// What it may do, by the certificate of its last link.
+    certified: Arc<Grants>,
+    /// What it may do, as the agent found.
+    grants: Arc<Grants>,
 }
 
 /// What a Peer said last.
@@ -296,7 +303,7 @@ impl MeshLinks {
             }
             return vec![MeshEffect::Close { link, reason }];
         }
-        let LinkOpened { peer, key_hash, incarnation, address } = opened;
+        let LinkOpened { peer, key_hash, incarnation, address, grants } = opened;
         self.counts.opened[LinkSide::of(slot) as usize] += 1;
         self.make_room(peer, incarnation, slot.is_none(), at, &mut effects);
         let source = address.parse::<SocketAddr>().ok().map(|source| source.ip().to_canonical());
@@ -320,7 +327,10 @@ impl MeshLinks {
             last_heard: at.now,
             seen_from: None,
             listed: None,
+            certified: grants.clone(),
+            grants: grants.clone(),
         });
+        known.certified = grants;
         known.last_heard = at.now;
         known.links.insert(link);
         match slot {
@@ -463,6 +473,19 @@ impl MeshLinks {
             self.forget(peer, at, &mut effects);
         }
         effects
+    }
+
+    /// What the certificate of `peer` said that it may do, while it is linked.
+    pub(crate) fn certified(&self, peer: NodeId) -> Option<Arc<Grants>> {
+        self.peers.get(&peer).map(|known| known.certified.clone())
+    }
+
+    /// `peer` may do this, as far as it is known: what it says beyond that does not count, here and for those it is
+    /// told on to.
+    pub(crate) fn set_grants(&mut self, peer: NodeId, grants: &Arc<Grants>, now: Now) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.grants != *grants) else { return };
+        known.grants = grants.clone();
+        self.shown.mark(now);
     }
 
     /// The own services are now these.

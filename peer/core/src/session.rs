@@ -20,6 +20,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use p2p_common::addr::HostPort;
+use p2p_common::grants::Grants;
 use p2p_common::link::LinkRow;
 use p2p_common::member::Member;
 use p2p_common::push::{PeerPush, PeerReport, RevocationPush};
@@ -85,6 +87,13 @@ pub enum FromServer {
     Members(MemberTable),
     /// Table E.
     Push(PeerPush),
+    /// What this Peer may do, if it is not what everybody may, and at each change.
+    OwnGrants {
+        /// What it may do.
+        grants: Arc<Grants>,
+        /// Its addresses that are passed on to nobody.
+        withheld: Vec<HostPort>,
+    },
     /// Nothing to say.
     Heartbeat,
     /// The last message: why the Server ends the session.
@@ -162,6 +171,10 @@ pub(crate) enum Heard {
     Members(MemberTable),
     Push(PeerPush),
     Revocations(RevocationPush),
+    OwnGrants {
+        grants: Arc<Grants>,
+        withheld: Vec<HostPort>,
+    },
     Nothing,
 }
 
@@ -267,6 +280,7 @@ impl Session {
                 self.revocations_due &= !push.done;
                 Ok(Heard::Revocations(push))
             }
+            FromServer::OwnGrants { grants, withheld } => Ok(Heard::OwnGrants { grants, withheld }),
             FromServer::Heartbeat => Ok(Heard::Nothing),
         }
     }

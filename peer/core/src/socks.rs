@@ -55,7 +55,9 @@ impl SocksReply {
     /// The reply to a forward that failed with `code`: the one place that maps codes to SOCKS.
     pub const fn of(code: ErrorCode) -> SocksReply {
         match code {
-            ErrorCode::Unauthenticated | ErrorCode::Forbidden => SocksReply::NotAllowed,
+            ErrorCode::Unauthenticated | ErrorCode::Forbidden | ErrorCode::NotGranted => {
+                SocksReply::NotAllowed
+            }
             ErrorCode::NotFound
             | ErrorCode::ServiceUnknown
             | ErrorCode::ServiceDown

@@ -108,7 +108,7 @@ impl PeerViews {
             let held = |view: &View<NodeId, Arc<PeerEntry>>| view.entries().get(id).cloned();
             let holders = self.views.iter().filter_map(|(server, view)| Some((*server, held(view)?)));
             let holders: BTreeMap<NodeId, Arc<PeerEntry>> = holders.collect();
-            match holders.values().max_by_key(|entry| entry.version()).cloned() {
+            match newest(&holders) {
                 Some(entry) => {
                     let servers = holders.into_keys().collect();
                     self.merged.insert(*id, OnlinePeer { entry, servers, synced_at: unix });
@@ -126,12 +126,27 @@ impl PeerViews {
     }
 }
 
+/// The newest entry, under the newest grants: a Server that lags behind in these may be ahead in the rest.
+fn newest(holders: &BTreeMap<NodeId, Arc<PeerEntry>>) -> Option<Arc<PeerEntry>> {
+    let newest = holders.values().max_by_key(|entry| (entry.version(), entry.grants_revision))?;
+    let granted = holders.values().max_by_key(|entry| entry.grants_revision)?;
+    if granted.grants_revision <= newest.grants_revision {
+        return Some(newest.clone());
+    }
+    let mut entry = PeerEntry::clone(newest);
+    (entry.grants, entry.grants_revision) = (granted.grants.clone(), granted.grants_revision);
+    entry.report.services.retain(|offer| granted.grants.may_offer.matches(offer.name.as_str()));
+    Some(Arc::new(entry))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture::{entry, peer, run, server};
+    use p2p_common::grants::Grants;
     use p2p_common::push::PeerPush;
     use p2p_common::revision::{Delta, Piece};
+    use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
     use proptest::prelude::*;
 
     fn snapshot(revision: u64, entries: &[Arc<PeerEntry>]) -> PeerPush {
@@ -160,6 +175,40 @@ mod tests {
         assert_eq!(views.drop_server(server(1), unix), []);
         views.apply(server(2), run(2), snapshot(10, &[]), unix).unwrap();
         assert_eq!(seen(&views), []);
+    }
+
+    #[test]
+    fn the_newest_grants_count_whoever_tells_them() {
+        let offer = |name: &str| ServiceOffer {
+            name: name.parse().unwrap(),
+            backend: "127.0.0.1:80".parse().unwrap(),
+            visibility: Visibility::Cluster,
+            state: ServiceState::Up,
+        };
+        let of = |seq: u64, revision: u64, may_offer: &str| {
+            let mut entry = PeerEntry::clone(&entry(1, seq));
+            entry.report.services = vec![offer("a"), offer("b")];
+            entry.report.services.retain(|offer| may_offer.contains(offer.name.as_str()));
+            entry.grants = Arc::new(Grants { may_offer: may_offer.parse().unwrap(), ..Grants::default() });
+            entry.grants_revision = revision;
+            Arc::new(entry)
+        };
+        for (one, two, services) in [
+            (of(5, 3, "a"), of(5, 2, "a,b"), 1),
+            (of(5, 3, "a"), of(6, 2, "a,b"), 1),
+            (of(6, 3, "a,b"), of(5, 2, "a"), 2),
+        ] {
+            for servers in [[1, 2], [2, 1]] {
+                let mut views = views();
+                for (server_n, entry) in servers.into_iter().zip([&one, &two]) {
+                    let (of, run) = (server(server_n), run(server_n.into()));
+                    views.apply(of, run, snapshot(1, std::slice::from_ref(entry)), UnixMs(0)).unwrap();
+                }
+                let merged = views.get(peer(1)).unwrap().entry.clone();
+                assert_eq!((merged.grants_revision, merged.report.services.len()), (3, services));
+                assert_eq!(merged.version(), one.version().max(two.version()));
+            }
+        }
     }
 
     #[test]

@@ -127,6 +127,7 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
             "congestion_control": status.congestion_control,
             "clock_behind_ms": status.clock_behind_ms,
             "certificate_expires_unix_ms": status.certificate_expires_unix_ms,
+            "withheld": status.withheld,
         }));
     }
     let uptime = Duration::from_secs(status.uptime_ms / 1000);
@@ -174,6 +175,9 @@ pub(super) async fn status(args: &ClientArgs) -> Result<(), Exit> {
             .collect();
         text.push('\n');
         text.push_str(&columns(["MESH LINK", "ADDRESS", "DIALLED BY", "CONNECTED", "REASON"], &rows));
+    }
+    for withheld in &status.withheld {
+        text.push_str(&format!("\n{}\n", withheld.replace(char::is_control, "?")));
     }
     if !status.services.is_empty() {
         let rows: Vec<_> = status.services.into_iter().map(|s| [s.name, s.backend, s.visibility]).collect();

@@ -239,6 +239,11 @@ impl Forwards {
         self.metrics.count_answer(answer);
     }
 
+    /// Counts a FORWARD that was refused here.
+    pub(super) fn count_refusal(&self, code: ErrorCode) {
+        self.metrics.count_refusal(code);
+    }
+
     /// These are the own services: what their backends carry is counted by name. One task calls this.
     pub(crate) fn set_own<'a>(&self, names: impl Iterator<Item = &'a ServiceName>) {
         let before = self.own.load();

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use p2p_common::ErrorCode;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -61,6 +62,7 @@ pub(crate) struct ForwardMetrics {
     pub(super) total: [Counter; Role::ALL.len()],
     total_family: Family<RoleLabel, Counter>,
     failed: Family<ReasonLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
     pub(super) refused_full: Counter,
     bytes_in: Counter,
     bytes_out: Counter,
@@ -123,6 +125,7 @@ impl Default for ForwardMetrics {
             total: Role::ALL.map(|it| total_family.get_or_create_owned(&RoleLabel { role: it.as_str() })),
             total_family,
             failed: Family::default(),
+            refused: Family::default(),
             refused_full: Counter::default(),
             bytes_in: bytes_family.get_or_create_owned(&DirectionLabel { direction: "in" }),
             bytes_out: bytes_family.get_or_create_owned(&DirectionLabel { direction: "out" }),
@@ -169,6 +172,13 @@ impl ForwardMetrics {
             "forwards_failed",
             "Forwards that were refused, could not be opened or broke before their end, by reason",
             self.failed.clone(),
+        );
+        // What an alert is put on is there before it happens.
+        drop(self.refused.get_or_create(&ReasonLabel { reason: ErrorCode::NotGranted.as_str() }));
+        registry.register(
+            "forwards_refused",
+            "FORWARDs of other Peers that this one refused as owner, by reason; moves with the REFUSE",
+            self.refused.clone(),
         );
         registry.register(
             "forwards_over_limit",
@@ -217,6 +227,10 @@ impl ForwardMetrics {
 
     pub(super) fn count_answer(&self, answer: Answer) {
         self.answers[answer as usize].inc();
+    }
+
+    pub(super) fn count_refusal(&self, code: ErrorCode) {
+        self.refused.get_or_create(&ReasonLabel { reason: code.as_str() }).inc();
     }
 
     pub(super) fn count_bytes(&self, bytes_in: u64, bytes_out: u64) {

@@ -4,13 +4,15 @@
 //! dialled (SPEC F7, I8). The caller is who the tunnel's certificate says. A Peer that carries on (`transit`, SPEC F3)
 //! opens a forward of its own to the owner first and accepts when that is accepted, so that no byte is ever in doubt.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use p2p_common::service::ServiceName;
 use p2p_common::wire::tunnel::{Hop, ProxyId};
 use p2p_common::{ErrorCode, NodeId};
 use p2p_peer_core::{ForwardRefusal, ForwardTo};
-use slog::debug;
+use slog::{debug, warn};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +44,25 @@ pub(crate) struct Owner {
     pub(crate) forwarder: Forwarder,
     /// What was taken up lately.
     pub(crate) recents: Recents,
+    /// Who was told that it may not.
+    pub(crate) refusals: Refusals,
+}
+
+/// Who was refused which service for want of a grant: each is worth one record. Cheap to copy.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Refusals(Arc<Mutex<BTreeSet<(NodeId, ServiceName)>>>);
+
+/// So many are remembered; then it begins anew.
+const REFUSALS_MAX: usize = 1_024;
+
+impl Refusals {
+    fn is_first(&self, caller: NodeId, service: &ServiceName) -> bool {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= REFUSALS_MAX {
+            refused.clear();
+        }
+        refused.insert((caller, service.clone()))
+    }
 }
 
 /// Why a forward is refused.
@@ -87,6 +108,11 @@ impl Owner {
                 },
                 Err((code, text)) => (code, text.to_owned()),
             };
+            if code == ErrorCode::NotGranted && self.refusals.is_first(caller, &service) {
+                warn!(self.forwarder.log, "forward refused: its caller may not reach the service";
+                    "proxy_id" => %proxy_id, "service" => %service, "peer_id" => caller, "reason" => &text);
+            }
+            self.forwarder.forwards.count_refusal(code);
             debug!(self.forwarder.log, "forward refused"; "proxy_id" => %proxy_id, "service" => %service,
                 "peer_id" => caller, "code" => code.as_str(), "error" => &text);
             tunnel.refuse(proxy_id, code, text, DISCARD_MAX_BYTES).await?;

@@ -7,13 +7,14 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use p2p_common::{ErrorCode, NodeKind};
 use p2p_runtime::identity::PeerIdentity;
 use p2p_runtime::tcp::{self, CongestionReport, Slot};
-use p2p_runtime::tls::{AcceptError, AcceptedTunnel as AcceptedTls, Face, Prefixed};
+use p2p_runtime::tls::{AcceptError, AcceptedTunnel as AcceptedTls, Face, Prefixed, shown_grants};
 use slog::debug;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -54,7 +55,8 @@ impl Ingress {
                 self.metrics.refused(ErrorCode::Revoked.as_str());
             }
             Face::Link(identity) if identity.kind() == NodeKind::Peer => {
-                self.links.accept(accepted.stream, identity, remote.to_string()).await;
+                let grants = Arc::new(shown_grants(accepted.stream.get_ref().1));
+                self.links.accept(accepted.stream, identity, grants, remote.to_string()).await;
             }
             Face::Link(_) => self.metrics.refused("role"),
             Face::Tunnel(_) | Face::Node(_) | Face::Public => self.metrics.refused("face"),

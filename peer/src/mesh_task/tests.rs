@@ -50,7 +50,7 @@ impl Node {
                 tokio::spawn(async move {
                     let Ok(accepted) = tls.accept(stream).await else { return };
                     let Face::Link(identity) = accepted.face else { panic!("{:?}", accepted.face) };
-                    links.accept(accepted.stream, identity, remote.to_string()).await;
+                    links.accept(accepted.stream, identity, Arc::default(), remote.to_string()).await;
                 });
             }
         });
@@ -188,7 +188,7 @@ async fn bytes_that_are_no_messages_end_the_link() {
         let (mut client, stream) = tokio::io::duplex(1024);
         client.write_all(bytes).await.unwrap();
         client.shutdown().await.unwrap();
-        far.links.accept(stream, identity, "198.51.100.1:1".into()).await;
+        far.links.accept(stream, identity, Arc::default(), "198.51.100.1:1".into()).await;
         assert!(far.agent.try_recv().is_err(), "{bytes:?}");
     }
     // After it: the agent hears the end and why.
@@ -197,7 +197,9 @@ async fn bytes_that_are_no_messages_end_the_link() {
         client.write_all(&hello).await.unwrap();
         client.write_all(bytes).await.unwrap();
         let links = far.links.clone();
-        let task = tokio::spawn(async move { links.accept(stream, identity, "198.51.100.1:1".into()).await });
+        let task = tokio::spawn(async move {
+            links.accept(stream, identity, Arc::default(), "198.51.100.1:1".into()).await
+        });
         let _handle = far.take(3).await;
         let Input::LinkClosed { link: LinkToken(3), reason } = far.heard().await else { panic!("goes on") };
         assert!(!reason.is_empty());
@@ -220,7 +222,10 @@ async fn a_peer_that_takes_nothing_is_noticed_and_given_up() {
     let (mut client, stream) = tokio::io::duplex(512);
     client.write_all(&hello).await.unwrap();
     let links = far.links.clone();
-    let task = tokio::spawn(async move { links.accept(stream, identity, "198.51.100.1:1".into()).await });
+    let task =
+        tokio::spawn(
+            async move { links.accept(stream, identity, Arc::default(), "198.51.100.1:1".into()).await },
+        );
     let (handle, _) = far.take(3).await;
     let text = "x".repeat(400);
     let mut sent = 0;
@@ -248,7 +253,9 @@ async fn a_long_message_on_a_slow_way_is_heard_before_it_is_whole() {
     let (mut client, stream) = tokio::io::duplex(1024);
     client.write_all(&bytes).await.unwrap();
     let links = far.links.clone();
-    tokio::spawn(async move { links.accept(stream, identity, "198.51.100.1:1".into()).await });
+    tokio::spawn(
+        async move { links.accept(stream, identity, Arc::default(), "198.51.100.1:1".into()).await },
+    );
     let _handle = far.take(3).await;
     let mut message = BytesMut::new();
     encode_link(&LinkMessage::Heartbeat, &mut message).unwrap();

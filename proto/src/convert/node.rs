@@ -329,6 +329,7 @@ pub fn entry_to(entry: &PeerEntry) -> v1::PeerEntry {
         net: Some(net_info_to(&entry.report.net)),
         services: entry.report.services.iter().map(offer_to).collect(),
         grants: (*entry.grants != Grants::default()).then(|| grants_to(&entry.grants)),
+        grants_revision: entry.grants_revision,
     }
 }
 
@@ -342,6 +343,7 @@ pub fn entry_from(entry: v1::PeerEntry) -> Result<PeerEntry, ConvertError> {
         incarnation: parse(&entry.incarnation, "incarnation")?,
         key_hash: key_hash(&entry.key_hash)?,
         grants: Arc::new(entry.grants.map_or(Ok(Grants::default()), grants_from)?),
+        grants_revision: entry.grants_revision,
         report: PeerReport {
             seq: entry.seq,
             name: name(&entry.name, "name")?,

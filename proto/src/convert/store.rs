@@ -198,6 +198,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
                 ephemeral: identity.ephemeral,
                 seen_at_unix_ms: identity.seen_at.0,
                 revoked: identity.revoked,
+                grants_revision: identity.grants_revision,
             })
             .collect(),
         tokens: state.tokens.values().map(token_to).collect(),
@@ -235,6 +236,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         revocations_version: state.revocations_version,
         signer: u32::try_from(state.signer).unwrap_or(u32::MAX),
         trust_version: state.trust_version,
+        grants_version: state.grants_version,
     }
     .encode_to_vec()
 }
@@ -260,6 +262,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState, ConvertError> {
         return Err(ConvertError::new("signer", "no CA of the trust bundle signs"));
     }
     state.trust_version = stored.trust_version;
+    state.grants_version = stored.grants_version;
     for revoked in stored.revocations {
         let revocation = Revocation {
             number: revoked.number,
@@ -289,6 +292,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState, ConvertError> {
             ephemeral: identity.ephemeral,
             seen_at: UnixMs(identity.seen_at_unix_ms),
             revoked: identity.revoked,
+            grants_revision: identity.grants_revision,
         };
         state.identities.insert(identity.id, identity);
     }

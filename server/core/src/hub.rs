@@ -22,24 +22,28 @@
 //!
 //! Inputs about a session that is gone are ignored: its last messages may still be on their way.
 //!
-//! Bounds: one [`Output::Ready`] and one [`Output::Disconnect`] per session at most wait to be polled.
+//! Bounds: one [`Output::Ready`] and one [`Output::Disconnect`] per session at most wait to be polled, and one
+//! [`Output::Withheld`] per report taken since the last poll.
 //! Source: SPEC P1-P5, DESIGN walks 1 and 2.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use p2p_common::addr::{Candidate, HostPort};
 use p2p_common::cluster_state::ClusterState;
+use p2p_common::grants::Grants;
 use p2p_common::link::LinkRow;
 use p2p_common::push::{PeerPush, PeerReport, RevocationPush};
 use p2p_common::revision::Position;
+use p2p_common::service::ServiceName;
 use p2p_common::{ErrorCode, Incarnation, KeyHash, NodeId, Now};
 
 use crate::heartbeat::{HEARTBEAT, Heartbeats, SILENCE};
 use crate::identities::{IdentityRefused, check_identity};
 use crate::links::{LinkReports, LinksRefused};
 use crate::members::MemberNews;
-use crate::peers::{Arrival, ArrivalRefused, PeerRow, PeerTable, SESSIONS_MAX};
+use crate::peers::{Arrival, ArrivalRefused, PeerRow, PeerTable, SESSIONS_MAX, Withheld};
 use crate::push::PeerPushes;
 use crate::revocations::RevocationNews;
 use crate::session::SessionId;
@@ -127,6 +131,19 @@ pub enum Output {
         /// What happened, for people.
         message: String,
     },
+    /// More of what a Peer says is passed on to nobody, since its identity's grants do not let it.
+    Withheld(NewlyWithheld),
+}
+
+/// What of a Peer's report is withheld that was not before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewlyWithheld {
+    /// Whose.
+    pub peer: NodeId,
+    /// Services outside its `may_offer`.
+    pub services: Vec<ServiceName>,
+    /// Addresses that may be somebody else's.
+    pub candidates: Vec<Candidate>,
 }
 
 /// A message to a Peer.
@@ -138,8 +155,19 @@ pub enum Down {
     Members(Arc<ClusterState>),
     /// Table E.
     Push(PeerPush),
+    /// What the Peer itself may do.
+    Grants(OwnGrants),
     /// Nothing but a sign of life.
     Heartbeat,
+}
+
+/// What a Peer may do, and what of its addresses is therefore passed on to nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OwnGrants {
+    /// What it may do.
+    pub grants: Arc<Grants>,
+    /// Its addresses that may be somebody else's.
+    pub withheld: Vec<HostPort>,
 }
 
 /// A Peer as look-ups show it.
@@ -160,6 +188,8 @@ pub struct Hub {
     members: MemberNews,
     revocations: RevocationNews,
     heartbeats: Heartbeats,
+    /// What each session was told of its own grants; none yet counts as everybody's.
+    told: BTreeMap<SessionId, OwnGrants>,
     /// Open sessions that have not been reported ready since they were last polled empty.
     idle: BTreeSet<SessionId>,
     outputs: VecDeque<Output>,
@@ -175,6 +205,7 @@ impl Hub {
             revocations: RevocationNews::new(&state),
             members: MemberNews::new(state),
             heartbeats: Heartbeats::new(config.heartbeat, config.silence),
+            told: BTreeMap::new(),
             idle: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
@@ -196,10 +227,12 @@ impl Hub {
         if self.revocations.is_emergency(&arrival.key_hash) {
             return Err(IdentityRefused::Revoked { id: arrival.id }.into());
         }
-        let grants = Arc::new(identity.grants.clone());
+        let grants = (Arc::new(identity.grants.clone()), identity.grants_revision);
+        let known = self.peers.withheld_of(arrival.id);
         let (row, replaced) = self.peers.open(arrival, grants)?;
         let (session, entry) = (row.session, row.entry.clone());
         let peer = entry.id;
+        let withheld = newly_withheld(row, &known);
         if let Some(replaced) = replaced {
             self.links.forget(peer);
             self.end(replaced, ErrorCode::Replaced, "a newer session of this peer has taken over".to_owned());
@@ -210,6 +243,7 @@ impl Hub {
         self.revocations.open(session, resume.revocations);
         self.heartbeats.open(session, now);
         self.idle.insert(session);
+        self.outputs.extend(withheld);
         self.wake_all();
         Ok(Opened { session, state: self.members.state().clone() })
     }
@@ -217,10 +251,12 @@ impl Hub {
     /// A Peer says anew what it is and offers.
     pub fn handle_report(&mut self, session: SessionId, report: PeerReport, now: Now) {
         self.heartbeats.heard(session, now);
+        let known = self.peers.row_of(session).map(|row| row.withheld.clone()).unwrap_or_default();
         match self.peers.report(session, report) {
             Ok(None) => {}
-            Ok(Some(entry)) => {
-                self.pushes.set(entry);
+            Ok(Some(row)) => {
+                self.outputs.extend(newly_withheld(row, &known));
+                self.pushes.set(row.entry.clone());
                 self.wake_all();
             }
             Err(refused) => self.disconnect(session, refused.code(), refused.to_string()),
@@ -251,7 +287,12 @@ impl Hub {
     /// The replicated state has changed.
     pub fn handle_cluster_state(&mut self, state: Arc<ClusterState>) {
         let revoked = self.revocations.update(&state);
-        if self.members.update(state) | revoked {
+        let others_grants = state.grants_version != self.members.state().grants_version;
+        let others_members = self.members.update(state);
+        if others_grants {
+            self.regrant();
+        }
+        if others_members || others_grants || revoked {
             self.wake_all();
         }
         if revoked {
@@ -264,6 +305,20 @@ impl Hub {
         if self.revocations.set_emergencies(emergencies) {
             self.wake_all();
             self.disconnect_revoked();
+        }
+    }
+
+    /// What each Peer here says counts as far as its identity may say it now.
+    fn regrant(&mut self) {
+        let state = self.members.state().clone();
+        let peers: Vec<NodeId> = self.peers.rows().map(|row| row.entry.id).collect();
+        for peer in peers {
+            let Some(identity) = state.identities.get(&peer) else { continue };
+            let known = self.peers.withheld_of(peer);
+            if let Some(row) = self.peers.regrant(peer, &identity.grants, identity.grants_revision) {
+                self.outputs.extend(newly_withheld(row, &known));
+                self.pushes.set(row.entry.clone());
+            }
         }
     }
 
@@ -305,18 +360,34 @@ impl Hub {
         if let Some(state) = self.members.poll_news(session) {
             return Some(Down::Members(state));
         }
+        if let Some(own) = self.next_grants(session) {
+            return Some(Down::Grants(own));
+        }
         if let Some(push) = self.pushes.poll_push(session) {
             return Some(Down::Push(push));
         }
         self.heartbeats.is_due(session, now).then_some(Down::Heartbeat)
     }
 
+    /// What the Peer of `session` may do, if it was told something else last.
+    fn next_grants(&mut self, session: SessionId) -> Option<OwnGrants> {
+        let row = self.peers.row_of(session)?;
+        let withheld = row.withheld.candidates.iter().map(|candidate| candidate.addr.clone()).collect();
+        let own = OwnGrants { grants: row.entry.grants.clone(), withheld };
+        let told = self.told.entry(session).or_default();
+        (*told != own).then(|| {
+            told.clone_from(&own);
+            own
+        })
+    }
+
     /// The Peers online here as `viewer` may see them, in the order of their Ids; their services are in the
     /// entries. Cheap to take: it shares what it lists.
     pub fn peers(&self, viewer: Viewer) -> Vec<PeerListing> {
-        let listing = |row: &PeerRow| PeerListing {
-            peer: PeerRow { entry: visible_entry(&row.entry, viewer), ..row.clone() },
-            links: self.links.of(row.entry.id),
+        let listing = |row: &PeerRow| {
+            let mut peer = row.clone();
+            peer.entry = visible_entry(&row.entry, viewer);
+            PeerListing { peer, links: self.links.of(row.entry.id) }
         };
         self.peers.rows().map(listing).collect()
     }
@@ -374,6 +445,16 @@ impl Hub {
         self.members.close(session);
         self.revocations.close(session);
         self.heartbeats.close(session);
+        self.told.remove(&session);
         self.idle.remove(&session);
     }
+}
+
+/// What is withheld of `row` and was not before.
+fn newly_withheld(row: &PeerRow, known: &Withheld) -> Option<Output> {
+    let withheld = &row.withheld;
+    let services = withheld.services.iter().filter(|name| !known.services.contains(name)).cloned().collect();
+    let candidates = withheld.candidates.iter().filter(|addr| !known.candidates.contains(addr)).cloned();
+    let newly = NewlyWithheld { peer: row.entry.id, services, candidates: candidates.collect() };
+    (!newly.services.is_empty() || !newly.candidates.is_empty()).then_some(Output::Withheld(newly))
 }

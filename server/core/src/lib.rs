@@ -38,12 +38,16 @@ pub use autopilot::{
     Autopilot, GroupChange, MemberHealth, RemovalRefused, before_stop, check_removal, target_voters,
 };
 pub use heartbeat::{HEARTBEAT, Heartbeats, SILENCE};
-pub use hub::{Down, Hub, HubConfig, Opened, Output, PeerListing, Resume, SessionRefused, TICK};
+pub use hub::{
+    Down, Hub, HubConfig, NewlyWithheld, Opened, Output, OwnGrants, PeerListing, Resume, SessionRefused, TICK,
+};
 pub use identities::{IdentityRefused, Renewal, RenewalRefused, check_identity, check_renewal};
 pub use links::{LINKS_MAX, LinkReports, LinksRefused};
 pub use master::{MasterSight, MasterTracker, RaftSight};
 pub use members::MemberNews;
-pub use peers::{Arrival, ArrivalRefused, PeerRow, PeerTable, REPORT_BYTES_MAX, ReportRefused, SESSIONS_MAX};
+pub use peers::{
+    Arrival, ArrivalRefused, PeerRow, PeerTable, REPORT_BYTES_MAX, ReportRefused, SESSIONS_MAX, Withheld,
+};
 pub use push::{PeerPushes, TOMBSTONES_MAX};
 pub use revocations::{EMERGENCIES_MAX, NotRevocable, RevocationNews, check_revocable};
 pub use session::SessionId;

@@ -5,10 +5,11 @@
 //! run is refused, so that two processes with one data directory do not throw each other out for ever.
 //!
 //! What a Peer says is checked ([`ReportRefused`]), and what it says is only partly passed on: private
-//! services are dropped where they come in, and candidates pass `passed_on`. It does not authenticate
+//! services are dropped where they come in; services outside `may_offer`, and addresses that may be somebody
+//! else's, are [`Withheld`], and pass when the grants change. It does not authenticate
 //! ([`check_identity`](crate::check_identity)) and knows no time but the wall time it is told for people.
 //!
-//! Source: SPEC P2, R7.
+//! Source: SPEC I8, P2, R7.
 
 mod candidates;
 mod report;
@@ -21,7 +22,7 @@ use p2p_common::grants::Grants;
 use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::{ErrorCode, Incarnation, KeyHash, NodeId, NodeKind, UnixMs};
 
-pub use self::report::{REPORT_BYTES_MAX, ReportRefused};
+pub use self::report::{REPORT_BYTES_MAX, ReportRefused, Withheld};
 use crate::session::SessionId;
 
 /// At most this many sessions unless configured: with a file each, below the usual hard limit of 20,000 open
@@ -56,6 +57,30 @@ pub struct PeerRow {
     pub seen_from: SocketAddr,
     /// When the session was opened.
     pub since: UnixMs,
+    /// What is not passed on of it.
+    pub withheld: Arc<Withheld>,
+    /// What it said last, while something of it is withheld.
+    said: Option<Arc<PeerReport>>,
+}
+
+impl PeerRow {
+    /// The same Peer under other grants.
+    fn regranted(&self, grants: Arc<Grants>, grants_revision: u64) -> PeerRow {
+        let said = self.said.as_deref().unwrap_or(&self.entry.report).clone();
+        let entry = PeerEntry { grants, grants_revision, ..PeerEntry::clone(&self.entry) };
+        self.saying(said, entry)
+    }
+
+    /// The same session, whose Peer says this; all else is as in `entry`.
+    fn saying(&self, said: PeerReport, entry: PeerEntry) -> PeerRow {
+        let (report, withheld) = report::granted(said.clone(), self.seen_from.ip(), &entry.grants);
+        PeerRow {
+            entry: Arc::new(PeerEntry { report, ..entry }),
+            said: (!withheld.is_empty()).then(|| Arc::new(said)),
+            withheld: Arc::new(withheld),
+            ..self.clone()
+        }
+    }
 }
 
 /// Why a session is not opened.
@@ -112,14 +137,15 @@ impl PeerTable {
         PeerTable { rows: BTreeMap::new(), sessions: BTreeMap::new(), sessions_max, opened: 0 }
     }
 
-    /// Takes a Peer in, which may do what `grants` say. Gives its row and the session that it replaces.
+    /// Takes a Peer in, which may do what `grants` say, as of their change `grants_revision`. Gives its row
+    /// and the session that it replaces.
     ///
     /// # Errors
     /// When it is no Peer, an older run, one too many, or says what it must not.
     pub fn open(
         &mut self,
         arrival: Arrival,
-        grants: Arc<Grants>,
+        (grants, grants_revision): (Arc<Grants>, u64),
     ) -> Result<(&PeerRow, Option<SessionId>), ArrivalRefused> {
         let Arrival { id, incarnation, key_hash, seen_from, report, since } = arrival;
         if id.kind() != NodeKind::Peer {
@@ -133,19 +159,28 @@ impl PeerTable {
             return Err(ArrivalRefused::Full { max: self.sessions_max });
         }
         let replaced = former.map(|row| row.session);
-        let report = report::passed_on(report, seen_from.ip())?;
+        let said = report::checked(report)?;
         if let Some(replaced) = replaced {
             self.sessions.remove(&replaced);
         }
         self.opened += 1;
         let session = SessionId(self.opened);
-        let entry = Arc::new(PeerEntry { id, incarnation, key_hash, grants, report });
+        let report = PeerReport::default();
+        let entry = PeerEntry { id, incarnation, key_hash, grants, grants_revision, report };
+        let empty = PeerRow {
+            session,
+            entry: Arc::new(entry.clone()),
+            seen_from,
+            since,
+            withheld: Arc::default(),
+            said: None,
+        };
         self.sessions.insert(session, id);
-        self.rows.insert(id, PeerRow { session, entry, seen_from, since });
+        self.rows.insert(id, empty.saying(said, entry));
         Ok((&self.rows[&id], replaced))
     }
 
-    /// Takes in what the Peer of `session` says now. Gives the new entry; none when nothing is new, since only a
+    /// Takes in what the Peer of `session` says now. Gives the new row; none when nothing is new, since only a
     /// greater `seq` is newer.
     ///
     /// # Errors
@@ -154,7 +189,7 @@ impl PeerTable {
         &mut self,
         session: SessionId,
         report: PeerReport,
-    ) -> Result<Option<Arc<PeerEntry>>, ReportRefused> {
+    ) -> Result<Option<&PeerRow>, ReportRefused> {
         let id = self.sessions.get(&session);
         let Some(row) = id.and_then(|id| self.rows.get_mut(id)) else {
             return Ok(None);
@@ -162,9 +197,28 @@ impl PeerTable {
         if report.seq <= row.entry.report.seq {
             return Ok(None);
         }
-        let report = report::passed_on(report, row.seen_from.ip())?;
-        row.entry = Arc::new(PeerEntry { report, ..PeerEntry::clone(&row.entry) });
-        Ok(Some(row.entry.clone()))
+        *row = row.saying(report::checked(report)?, PeerEntry::clone(&row.entry));
+        Ok(Some(row))
+    }
+
+    /// The Peer `id` may do this from now on. Gives its new row; none when it is not here, or may do the same.
+    pub fn regrant(&mut self, id: NodeId, grants: &Grants, grants_revision: u64) -> Option<&PeerRow> {
+        let row = self.rows.get_mut(&id)?;
+        if row.entry.grants_revision == grants_revision && *row.entry.grants == *grants {
+            return None;
+        }
+        *row = row.regranted(Arc::new(grants.clone()), grants_revision);
+        Some(row)
+    }
+
+    /// What is withheld of the Peer `id`; nothing when it is not here.
+    pub fn withheld_of(&self, id: NodeId) -> Arc<Withheld> {
+        self.rows.get(&id).map(|row| row.withheld.clone()).unwrap_or_default()
+    }
+
+    /// The row of the Peer of `session`.
+    pub fn row_of(&self, session: SessionId) -> Option<&PeerRow> {
+        self.rows.get(self.sessions.get(&session)?)
     }
 
     /// Forgets the Peer of `session`. Gives its Id; none when the session is not here.
@@ -198,6 +252,7 @@ impl PeerTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
     use uuid::Uuid;
 
     fn peer(n: u128) -> NodeId {
@@ -222,17 +277,17 @@ mod tests {
     #[test]
     fn one_session_per_id_and_newer_ones_win() {
         let mut table = PeerTable::new(2);
-        let (row, replaced) = table.open(arrival(1, 5, 1), Arc::default()).unwrap();
+        let (row, replaced) = table.open(arrival(1, 5, 1), Default::default()).unwrap();
         let first = row.session;
         assert_eq!(replaced, None);
-        let (row, replaced) = table.open(arrival(1, 5, 2), Arc::default()).unwrap();
+        let (row, replaced) = table.open(arrival(1, 5, 2), Default::default()).unwrap();
         let second = row.session;
         assert_eq!((replaced, second > first), (Some(first), true));
         assert_eq!(
-            table.open(arrival(1, 4, 9), Arc::default()).unwrap_err(),
+            table.open(arrival(1, 4, 9), Default::default()).unwrap_err(),
             ArrivalRefused::OlderRun { id: peer(1) }
         );
-        let (row, replaced) = table.open(arrival(1, 6, 1), Arc::default()).unwrap();
+        let (row, replaced) = table.open(arrival(1, 6, 1), Default::default()).unwrap();
         let third = row.session;
         assert_eq!(replaced, Some(second));
         assert_eq!(table.close(second), None, "a late close of a replaced session touches nothing");
@@ -245,23 +300,23 @@ mod tests {
     #[test]
     fn sessions_are_bounded_but_a_peer_may_come_back() {
         let mut table = PeerTable::new(1);
-        table.open(arrival(1, 1, 1), Arc::default()).unwrap();
-        let refused = table.open(arrival(2, 1, 1), Arc::default()).unwrap_err();
+        table.open(arrival(1, 1, 1), Default::default()).unwrap();
+        let refused = table.open(arrival(2, 1, 1), Default::default()).unwrap_err();
         assert_eq!(refused, ArrivalRefused::Full { max: 1 });
         assert_eq!(refused.code(), ErrorCode::Exhausted);
-        table.open(arrival(1, 1, 2), Arc::default()).unwrap();
+        table.open(arrival(1, 1, 2), Default::default()).unwrap();
     }
 
     #[test]
     fn servers_and_bad_reports_are_refused_and_change_nothing() {
         let mut table = PeerTable::new(2);
         let server = NodeId::new(NodeKind::Server, Uuid::from_u128(1));
-        let refused = table.open(Arrival { id: server, ..arrival(1, 1, 1) }, Arc::default()).unwrap_err();
+        let refused = table.open(Arrival { id: server, ..arrival(1, 1, 1) }, Default::default()).unwrap_err();
         assert_eq!(refused.code(), ErrorCode::Forbidden);
-        let session = table.open(arrival(1, 1, 1), Arc::default()).unwrap().0.session;
+        let session = table.open(arrival(1, 1, 1), Default::default()).unwrap().0.session;
         let bad = PeerReport { name: "x".repeat(1_000), ..report(2) };
         let again = Arrival { report: bad.clone(), ..arrival(1, 1, 2) };
-        assert_eq!(table.open(again, Arc::default()).unwrap_err().code(), ErrorCode::BadRequest);
+        assert_eq!(table.open(again, Default::default()).unwrap_err().code(), ErrorCode::BadRequest);
         assert_eq!(table.report(session, bad).unwrap_err().code(), ErrorCode::BadRequest);
         assert_eq!(table.rows().next().unwrap().entry.report, report(1));
         assert_eq!(table.rows().next().unwrap().session, session);
@@ -270,12 +325,46 @@ mod tests {
     #[test]
     fn only_a_greater_seq_is_news() {
         let mut table = PeerTable::new(1);
-        let session = table.open(arrival(1, 1, 5), Arc::default()).unwrap().0.session;
+        let session = table.open(arrival(1, 1, 5), Default::default()).unwrap().0.session;
         for seq in [0, 4, 5] {
             assert_eq!(table.report(session, report(seq)), Ok(None));
         }
-        let entry = table.report(session, report(6)).unwrap().unwrap();
-        assert_eq!((entry.id, entry.report.seq), (peer(1), 6));
-        assert_eq!(table.rows().next().unwrap().entry, entry);
+        let row = table.report(session, report(6)).unwrap().unwrap().clone();
+        assert_eq!((row.entry.id, row.entry.report.seq), (peer(1), 6));
+        assert_eq!(table.rows().next().unwrap(), &row);
+    }
+
+    #[test]
+    fn changed_grants_bring_back_what_was_withheld() {
+        let services = ["a", "b"].map(|name| ServiceOffer {
+            name: name.parse().unwrap(),
+            backend: "127.0.0.1:80".parse().unwrap(),
+            visibility: Visibility::Cluster,
+            state: ServiceState::Up,
+        });
+        let mut table = PeerTable::new(1);
+        let report = PeerReport { services: services.to_vec(), ..report(1) };
+        let session =
+            table.open(Arrival { report, ..arrival(1, 1, 1) }, Default::default()).unwrap().0.session;
+        let offered = |table: &PeerTable| {
+            let row = table.row_of(session).unwrap();
+            let names = |of: &PeerRow| {
+                of.entry.report.services.iter().map(|s| s.name.to_string()).collect::<Vec<_>>().join(",")
+            };
+            (names(row), row.withheld.services.len(), row.said.is_some())
+        };
+        let may = |offer: &str| Grants { may_offer: offer.parse().unwrap(), ..Grants::default() };
+        assert_eq!(offered(&table), ("a,b".to_owned(), 0, false));
+        for (revision, offer, expected) in [
+            (1, "b", ("b".to_owned(), 1, true)),
+            (2, "", (String::new(), 2, true)),
+            (3, "*", ("a,b".to_owned(), 0, false)),
+        ] {
+            let row = table.regrant(peer(1), &may(offer), revision).unwrap();
+            assert_eq!((row.entry.grants_revision, row.entry.report.seq), (revision, 1));
+            assert_eq!(offered(&table), expected);
+            assert_eq!(table.regrant(peer(1), &may(offer), revision), None);
+        }
+        assert_eq!(table.regrant(peer(2), &may("a"), 1), None);
     }
 }

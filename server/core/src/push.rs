@@ -108,6 +108,7 @@ mod tests {
             incarnation: run(),
             key_hash: KeyHash([n; 32]),
             grants: Arc::default(),
+            grants_revision: 0,
             report,
         })
     }

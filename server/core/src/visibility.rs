@@ -49,6 +49,7 @@ fn filter(entry: &Arc<PeerEntry>, show: impl Fn(&ServiceOffer) -> Option<Service
         incarnation: entry.incarnation,
         key_hash: entry.key_hash,
         grants: entry.grants.clone(),
+        grants_revision: entry.grants_revision,
         report: PeerReport {
             seq: report.seq,
             name: report.name.clone(),
@@ -82,6 +83,7 @@ mod tests {
             incarnation: Incarnation::new(Uuid::from_u128(1)),
             key_hash: KeyHash([1; 32]),
             grants: Arc::default(),
+            grants_revision: 0,
             report: PeerReport {
                 services: visibilities.iter().map(offer).collect(),
                 ..PeerReport::default()

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::ErrorCode;
+use p2p_common::grants::Grants;
 use p2p_common::service::Visibility;
 use p2p_server_core::Viewer;
 use world::{Seen, World, offer, peer};
@@ -361,4 +362,53 @@ fn a_slow_reader_hears_of_revocations_before_the_table() {
     let pushes = world.seen(1).pushes;
     assert!(world.read_one(1));
     assert_eq!((world.seen(1).revoked.len(), world.seen(1).pushes), (1, pushes));
+}
+
+#[test]
+fn changed_grants_are_felt_by_open_sessions() {
+    let mut world = World::new();
+    for n in 1..=2 {
+        world.join(n).unwrap();
+    }
+    world.report(1, vec![offer("team-a", Visibility::Cluster), offer("team-b", Visibility::Cluster)]);
+    world.run(SECOND);
+    assert_eq!(world.services(2), ["team-a@p1", "team-b@p1"]);
+    assert!(world.seen(1).grants.is_empty(), "everybody's are not told");
+    let pushes = world.seen(2).pushes;
+
+    let may = |offer: &str, reach: &str| Grants {
+        may_offer: offer.parse().unwrap(),
+        may_reach: reach.parse().unwrap(),
+        ..Grants::default()
+    };
+    world.change_grants(1, may("*-a", "*"));
+    world.run(SECOND);
+    assert_eq!(world.services(2), ["team-a@p1"]);
+    assert_eq!(world.seen(1).grants.last().map(|own| own.grants.as_ref().clone()), Some(may("*-a", "*")));
+    assert_eq!(world.withheld.len(), 1);
+    assert_eq!((world.withheld[0].peer, world.withheld[0].services[0].as_str()), (peer(1), "team-b"));
+
+    // A change that hides nothing is pushed as well: those who are asked to forward go by it.
+    world.change_grants(1, may("*-a", "db"));
+    world.run(SECOND);
+    let entry = world.view(2).entries()[&peer(1)].clone();
+    assert_eq!((&*entry.grants, entry.grants_revision), (&may("*-a", "db"), 2));
+    assert_eq!(world.seen(2).pushes, pushes + 2);
+    assert!(world.seen(2).grants.is_empty(), "another's are not its own");
+
+    // The same said again is not news; what was withheld comes back.
+    world.report(1, vec![offer("team-a", Visibility::Cluster), offer("team-b", Visibility::Cluster)]);
+    world.run(SECOND);
+    assert_eq!(world.withheld.len(), 1);
+    world.change_grants(1, Grants::default());
+    world.run(SECOND);
+    assert_eq!(world.services(2), ["team-a@p1", "team-b@p1"]);
+    assert_eq!(world.seen(1).grants.len(), 3);
+    // A new session is told anew.
+    world.change_grants(1, may("", "*"));
+    world.close(1);
+    world.join(1).unwrap();
+    world.run(SECOND);
+    assert_eq!(world.seen(1).grants.last().map(|own| own.grants.as_ref().clone()), Some(may("", "*")));
+    world.check_views();
 }

@@ -307,6 +307,10 @@ impl SessionTask {
                 DownMessage::Members(convert::member_table_to(state.members_version, state.members.values()))
             }
             Down::Push(push) => DownMessage::Push(convert::push_to(push)),
+            Down::Grants(own) => DownMessage::Grants(v1::SessionGrants {
+                grants: Some(convert::grants_to(&own.grants)),
+                withheld_addresses: own.withheld.iter().map(ToString::to_string).collect(),
+            }),
             Down::Heartbeat => {
                 let now_unix_ms = self.context.myself.credentials.clock().now().0;
                 DownMessage::Heartbeat(v1::Heartbeat { now_unix_ms })

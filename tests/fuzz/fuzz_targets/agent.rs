@@ -147,6 +147,7 @@ impl World {
                     key_hash,
                     incarnation: run(numbers.below(4)),
                     address: "192.0.2.9:6443".into(),
+                    grants: Default::default(),
                 };
                 if nth & 1 == 0 {
                     self.links.extend(self.agent.accept_link(at));

@@ -20,6 +20,8 @@ impl Agent {
                 return self.run_mesh(effects, at);
             }
         }
+        let grants = self.grants_of(peer);
+        self.mesh_links.set_grants(peer, &grants, at.now);
         let before = self.tables.peer(peer).cloned();
         let mut after = self.known(peer);
         if let Some(after) = &after {
@@ -35,6 +37,7 @@ impl Agent {
             self.remotes.remove(peer);
         }
         if let Some(after) = &mut after {
+            after.grants = grants;
             after.link = self.links.get(peer).map(Link::route_link).unwrap_or_default();
         }
         if before.as_deref() == after.as_ref() {
@@ -49,7 +52,7 @@ impl Agent {
         self.refresh_wanted(peer, at);
     }
 
-    /// What is known of `peer`; the state of its tunnels is still to be added.
+    /// What is known of `peer`; the state of its tunnels and what it may do are still to be added.
     pub(super) fn known(&self, peer: NodeId) -> Option<KnownPeer> {
         // A Server may not have heard yet that it is revoked.
         let is_revoked = |key_hash| self.tables.is_revoked(key_hash);
@@ -69,9 +72,10 @@ impl Agent {
                 linked: true,
                 connected: linked.connected || told.is_some(),
                 reach: told.unwrap_or(linked.reach),
-                transit: linked.transit,
+                transit: self.offered_on(linked.transit),
                 address: linked.address,
                 link,
+                grants: Arc::default(),
             });
         }
         let (online, reach) = (online?, plan()?);
@@ -85,6 +89,7 @@ impl Agent {
             connected: true,
             transit: Arc::default(),
             link,
+            grants: Arc::default(),
         })
     }
 

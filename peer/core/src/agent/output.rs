@@ -7,6 +7,7 @@ use p2p_common::addr::HostPort;
 use p2p_common::wire::link::LinkMessage;
 use p2p_common::{Epoch, KeyHash, NodeId};
 
+use super::grants::Withheld;
 use crate::mesh::LinkToken;
 use crate::routes::{Reach, Tables};
 use crate::session::servers::{DialServer, KnownServer};
@@ -81,6 +82,8 @@ pub enum Output {
     },
     /// The tables have changed: publish them for everyone who reads.
     Publish(Arc<Tables>),
+    /// This is said of this Peer, and Servers pass it on to nobody: report it.
+    Withheld(Vec<Withheld>),
     /// Log these lines as they stand.
     PrintTables(Vec<String>),
     /// These keys open nothing any more, perhaps none of them: publish the tables, close every tunnel of the keys, the

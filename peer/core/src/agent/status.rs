@@ -32,6 +32,8 @@ pub struct AgentStatus {
     pub peers: usize,
     /// Its forwards.
     pub forwards: Forwards,
+    /// What is said of it and passed on by no Server, with what to type.
+    pub withheld: Vec<String>,
 }
 
 /// A Server as this Peer sees it.
@@ -74,6 +76,7 @@ impl Agent {
             mesh_links: self.mesh_links.status(),
             peers: self.tables.peers().len(),
             forwards: self.forwards,
+            withheld: self.withheld().map(|what| what.explain(self.tables.me())).collect(),
         }
     }
 

@@ -116,8 +116,14 @@ impl MeshLinks {
         });
         if !stale {
             let report = Arc::unwrap_or_clone(report);
-            let entry =
-                PeerEntry { id: peer, incarnation, key_hash: known.key_hash, grants: Arc::default(), report };
+            let entry = PeerEntry {
+                id: peer,
+                incarnation,
+                key_hash: known.key_hash,
+                grants: Arc::default(),
+                grants_revision: 0,
+                report,
+            };
             let entry = match before.filter(|before| *before.entry == entry) {
                 Some(before) => before.entry.clone(),
                 None => Arc::new(entry),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use p2p_common::addr::{CandidateKind, HostPort, NetInfo};
 use p2p_common::push::PeerEntry;
+use p2p_common::service::ServiceOffer;
 use p2p_common::wire::link::TransitService;
 use p2p_common::{NodeId, UnixMs};
 
@@ -39,10 +40,10 @@ impl MeshLinks {
         };
         let address = dialled.first().cloned().or_else(|| known.address(&listed.entry.report.net));
         let reach = if dialled.is_empty() { Reach::Ask } else { Reach::Configured(dialled) };
-        let Listed { entry, transit, synced_at } = listed;
+        let Listed { synced_at, .. } = listed;
         Some(Linked {
-            entry: entry.clone(),
-            transit: transit.clone(),
+            entry: known.offered()?,
+            transit: known.carried()?,
             synced_at: *synced_at,
             connected,
             reach,
@@ -52,6 +53,29 @@ impl MeshLinks {
 }
 
 impl LinkedPeer {
+    /// What it carries on, as far as it may offer the names itself: else a Peer would offer what it may not by calling
+    /// it somebody else's.
+    fn carried(&self) -> Option<Arc<[TransitService]>> {
+        let transit = &self.listed.as_ref()?.transit;
+        let may = |service: &TransitService| self.grants.may_offer.matches(service.offer.name.as_str());
+        if transit.iter().all(may) {
+            return Some(transit.clone());
+        }
+        Some(transit.iter().filter(|service| may(service)).cloned().collect())
+    }
+
+    /// What it says, as far as it may (SPEC I8).
+    pub(super) fn offered(&self) -> Option<Arc<PeerEntry>> {
+        let entry = &self.listed.as_ref()?.entry;
+        let may = |offer: &ServiceOffer| self.grants.may_offer.matches(offer.name.as_str());
+        if entry.report.services.iter().all(may) {
+            return Some(entry.clone());
+        }
+        let mut entry = PeerEntry::clone(entry);
+        entry.report.services.retain(may);
+        Some(Arc::new(entry))
+    }
+
     /// Where a Peer that dialled us is shown to be: where it says, else where it came from, at its own port.
     fn address(&self, net: &NetInfo) -> Option<HostPort> {
         let mut candidates = net.candidates.iter();

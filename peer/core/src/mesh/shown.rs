@@ -152,10 +152,9 @@ impl MeshLinks {
         }
         let mut carried: BTreeMap<ServiceName, TransitService> = BTreeMap::new();
         for (source, known) in self.peers.iter().filter(|(source, _)| **source != peer) {
-            let Some(listed) = &known.listed else { continue };
+            let Some(entry) = known.offered() else { continue };
             let connected = !known.links.is_empty();
-            for offer in listed.entry.report.services.iter().filter(|offer| is_carried_on(&offer.visibility))
-            {
+            for offer in entry.report.services.iter().filter(|offer| is_carried_on(&offer.visibility)) {
                 let state = if connected { offer.state } else { ServiceState::Down };
                 let is_up = |state| state == ServiceState::Up;
                 if carried.get(&offer.name).is_none_or(|other| is_up(state) && !is_up(other.offer.state)) {

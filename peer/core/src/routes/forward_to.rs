@@ -1,4 +1,4 @@
-//! Where a FORWARD of another Peer goes: what the tables answer the owner's side of a tunnel (SPEC F3, F7).
+//! Where a FORWARD of another Peer goes: what the tables answer the owner's side of a tunnel (SPEC F3, F7, I8).
 
 use p2p_common::addr::HostPort;
 use p2p_common::service::{ServiceName, ServiceState};
@@ -32,7 +32,9 @@ pub enum ForwardTo {
 impl Tables {
     /// Where a FORWARD of `caller` goes, whose certificate has been checked: to a service registered here; or,
     /// if this Peer carries on and `caller` has a mesh link, to the Peers with one that own the service. Only for
-    /// Peers that are known, and a service that is hidden from the caller is unknown to it.
+    /// Peers that are known and may reach the service, and a service that is hidden from the caller is unknown to it.
+    ///
+    /// A Peer that carries on is the caller of the owner: here its caller is checked, there it is itself.
     ///
     /// # Errors
     /// What to answer with.
@@ -48,6 +50,15 @@ impl Tables {
                 text: format!("{caller} is not known to {}: neither by a mesh link nor by a Server", self.me),
             });
         };
+        if !known.grants.may_reach.matches(service.as_str()) {
+            return Err(ForwardRefusal {
+                code: ErrorCode::NotGranted,
+                text: format!(
+                    "{caller} may not reach '{service}'; an operator allows it with `p2p-server identity set {caller} \
+                     --may-reach ...`"
+                ),
+            });
+        }
         let own = self.own.get(service.as_str()).filter(|own| own.is_visible_to(caller, known.linked));
         if let Some(own) = own.filter(|own| own.state == ServiceState::Up) {
             return Ok(ForwardTo::Backend(own.backend.clone()));

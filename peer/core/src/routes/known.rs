@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use p2p_common::addr::{HostPort, NetInfo};
+use p2p_common::grants::Grants;
 use p2p_common::push::PeerEntry;
 use p2p_common::wire::link::TransitService;
 use p2p_common::{NodeId, UnixMs};
@@ -45,6 +46,8 @@ pub struct KnownPeer {
     pub address: Option<HostPort>,
     /// How it is linked by tunnels.
     pub link: RouteLink,
+    /// What it may do, as far as it is known here.
+    pub grants: Arc<Grants>,
 }
 
 impl Reach {

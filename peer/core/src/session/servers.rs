@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use p2p_common::addr::HostPort;
 use p2p_common::backoff::Jitter;
+use p2p_common::grants::Grants;
 use p2p_common::link::LinkRow;
 use p2p_common::member::{MEMBERS_MAX, Member};
 use p2p_common::push::{PeerPush, PeerReport, RevocationPush};
@@ -104,6 +105,12 @@ pub(crate) enum Effect {
         server: NodeId,
         incarnation: Incarnation,
         push: PeerPush,
+    },
+    /// What this Peer may do, and which of its addresses are passed on to nobody.
+    OwnGrants {
+        server: NodeId,
+        grants: Arc<Grants>,
+        withheld: Vec<HostPort>,
     },
     /// There is no session with this Server any more, or still none.
     Down {
@@ -326,6 +333,9 @@ impl Servers {
             }
             Ok(Heard::Revocations(push)) => {
                 effects.push(Effect::Revocations { epoch: session.epoch(), push })
+            }
+            Ok(Heard::OwnGrants { grants, withheld }) => {
+                effects.push(Effect::OwnGrants { server, grants, withheld });
             }
             Ok(Heard::Members(members)) => self.take_members(members, now, &mut effects),
             Ok(Heard::Welcome { epoch, seen_from, members }) => {

@@ -64,6 +64,7 @@ pub fn entry(n: u8, seq: u64, services: &[&str]) -> Arc<PeerEntry> {
         incarnation: run(n.into()),
         key_hash: KeyHash([n; 32]),
         grants: Arc::default(),
+        grants_revision: 0,
         report,
     })
 }
@@ -96,6 +97,7 @@ pub struct World {
     pub members: MemberTable,
     sessions: BTreeMap<SessionToken, FakeSession>,
     pub tables: Option<Arc<Tables>>,
+    pub withheld: Vec<Vec<p2p_peer_core::Withheld>>,
     pub printed: Vec<Vec<String>>,
     pub states: Vec<(u64, AgentState)>,
     pub warmed: Vec<(u64, NodeId, DialPlan)>,
@@ -164,6 +166,7 @@ impl World {
             members: MemberTable { version: 0, members: Vec::new() },
             sessions: BTreeMap::new(),
             tables: None,
+            withheld: Vec::new(),
             printed: Vec::new(),
             states: Vec::new(),
             warmed: Vec::new(),
@@ -341,6 +344,7 @@ impl World {
                 }
             }
             Output::DropIdleTunnels { peer } => self.dropped.push(peer),
+            Output::Withheld(newly) => self.withheld.push(newly),
             Output::Publish(tables) => self.tables = Some(tables),
             Output::PrintTables(lines) => self.printed.push(lines),
             Output::Servers(servers) => self.servers_told = servers,

@@ -119,6 +119,7 @@ fn too_many_links_are_not_taken_and_one_peer_gets_four() {
         key_hash: KeyHash([9; 32]),
         incarnation: run(incarnation),
         address: "192.0.2.9:50000".into(),
+        grants: Default::default(),
     };
     let closed = |agent: &mut Agent| -> Vec<u64> {
         let outputs = std::iter::from_fn(|| agent.poll_output());

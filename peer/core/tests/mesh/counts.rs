@@ -94,6 +94,7 @@ fn attempts_that_become_no_link_are_failures() {
         key_hash: KeyHash([9; 32]),
         incarnation: run(99),
         address: "192.0.2.66:1".into(),
+        grants: Default::default(),
     };
     agent.handle_link_opened(link, opened, at);
     assert_eq!(agent.mesh_counts().failed, [0, 1]);
@@ -112,6 +113,7 @@ fn what_may_not_be_said_ends_a_link() {
         key_hash: KeyHash([2; 32]),
         incarnation: run(1),
         address: "192.0.2.2:1".into(),
+        grants: Default::default(),
     };
     agent.handle_link_opened(link, opened, at);
     agent.handle_link_message(link, LinkMessage::Registered { count: 1 }, at);

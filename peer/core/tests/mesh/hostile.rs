@@ -27,7 +27,13 @@ fn drain(agent: &mut Agent) -> Vec<Output> {
 
 fn opened(n: u8) -> LinkOpened {
     let address = format!("192.0.2.{n}:50000");
-    LinkOpened { peer: peer(n), key_hash: KeyHash([n; 32]), incarnation: run(n.into()), address }
+    LinkOpened {
+        peer: peer(n),
+        key_hash: KeyHash([n; 32]),
+        incarnation: run(n.into()),
+        address,
+        grants: Arc::default(),
+    }
 }
 
 fn accepted(agent: &mut Agent, n: u8) -> LinkToken {

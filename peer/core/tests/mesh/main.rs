@@ -3,6 +3,7 @@
 mod bounds;
 mod chaos;
 mod counts;
+mod grants;
 mod hostile;
 mod printed;
 mod servers;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use p2p_common::addr::{Candidate, CandidateKind, NetInfo};
+use p2p_common::grants::Grants;
 use p2p_common::member::Member;
 use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::revision::{Piece, Push};
@@ -19,19 +20,19 @@ use p2p_peer_core::{
 use crate::world::{Setup, cluster_id, config, moment, peer, run, services};
 
 /// One agent, its one Server, and the wires to both ends by hand.
-struct Solo {
-    agent: Agent,
+pub(crate) struct Solo {
+    pub(crate) agent: Agent,
     session: SessionToken,
-    now_ms: u64,
+    pub(crate) now_ms: u64,
     revision: u64,
-    outputs: Vec<Output>,
+    pub(crate) outputs: Vec<Output>,
 }
 
 fn server() -> NodeId {
     "S00000000-0000-0000-0000-000000000001".parse().unwrap()
 }
 
-fn offer(name: &str, visibility: Visibility) -> ServiceOffer {
+pub(crate) fn offer(name: &str, visibility: Visibility) -> ServiceOffer {
     ServiceOffer {
         name: name.parse().unwrap(),
         backend: "127.0.0.1:80".parse().unwrap(),
@@ -41,7 +42,7 @@ fn offer(name: &str, visibility: Visibility) -> ServiceOffer {
 }
 
 /// Peer `n` as the Server tells of it.
-fn entry(n: u8, key: u8, names: &[&str]) -> Arc<PeerEntry> {
+pub(crate) fn entry(n: u8, key: u8, names: &[&str]) -> Arc<PeerEntry> {
     let addr = format!("192.0.2.{n}:7443").parse().unwrap();
     let report = PeerReport {
         seq: 1,
@@ -54,12 +55,13 @@ fn entry(n: u8, key: u8, names: &[&str]) -> Arc<PeerEntry> {
         incarnation: run(n.into()),
         key_hash: KeyHash([key; 32]),
         grants: Arc::default(),
+        grants_revision: 0,
         report,
     })
 }
 
 impl Solo {
-    fn new() -> Solo {
+    pub(crate) fn new() -> Solo {
         let setup = Setup::new(&["mine=127.0.0.1:1"], &[2]);
         let config =
             AgentConfig { servers: vec!["10.0.0.1:7400".parse().unwrap()], ..config(1, &setup, run(1)) };
@@ -104,12 +106,12 @@ impl Solo {
         solo
     }
 
-    fn hear(&mut self, message: FromServer) {
+    pub(crate) fn hear(&mut self, message: FromServer) {
         self.agent.handle_session_message(self.session, message, moment(self.now_ms));
         self.drain();
     }
 
-    fn push(&mut self, entries: &[Arc<PeerEntry>]) {
+    pub(crate) fn push(&mut self, entries: &[Arc<PeerEntry>]) {
         self.revision += 1;
         let entries = entries.iter().map(|entry| (entry.id, entry.clone())).collect();
         self.hear(FromServer::Push(Push::Snapshot(Piece {
@@ -120,13 +122,18 @@ impl Solo {
         })));
     }
 
-    fn lose_server(&mut self) {
+    pub(crate) fn lose_server(&mut self) {
         self.agent.handle_session_closed(self.session, "reset".into(), moment(self.now_ms));
         self.drain();
     }
 
     /// The link to Peer 2, which was dialled, opens, and it says what it has.
-    fn link(&mut self, key: u8, names: &[&str]) -> LinkToken {
+    pub(crate) fn link(&mut self, key: u8, names: &[&str]) -> LinkToken {
+        self.link_certified(key, names, Grants::default())
+    }
+
+    /// So with a certificate that says what Peer 2 may do.
+    pub(crate) fn link_certified(&mut self, key: u8, names: &[&str], grants: Grants) -> LinkToken {
         let link = self.outputs.iter().rev().find_map(|output| match output {
             Output::DialLink { link, .. } => Some(*link),
             _ => None,
@@ -137,6 +144,7 @@ impl Solo {
             key_hash: KeyHash([key; 32]),
             incarnation: run(2),
             address: "192.0.2.2:6443".into(),
+            grants: Arc::new(grants),
         };
         self.agent.handle_link_opened(link, opened, moment(self.now_ms));
         let services = names.iter().map(|name| offer(name, Visibility::Linked)).collect();
@@ -145,12 +153,12 @@ impl Solo {
         link
     }
 
-    fn tell(&mut self, link: LinkToken, message: LinkMessage) {
+    pub(crate) fn tell(&mut self, link: LinkToken, message: LinkMessage) {
         self.agent.handle_link_message(link, message, moment(self.now_ms));
         self.drain();
     }
 
-    fn run_to(&mut self, ms: u64) {
+    pub(crate) fn run_to(&mut self, ms: u64) {
         loop {
             self.drain();
             let due = self.agent.poll_timeout().map(|(due, _)| due.0.as_nanos().div_ceil(1_000_000) as u64);
@@ -161,13 +169,13 @@ impl Solo {
         self.now_ms = ms;
     }
 
-    fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         while let Some(output) = self.agent.poll_output() {
             self.outputs.push(output);
         }
     }
 
-    fn finds(&self, name: &str) -> Result<NodeId, ErrorCode> {
+    pub(crate) fn finds(&self, name: &str) -> Result<NodeId, ErrorCode> {
         match self.agent.tables().resolve(name, 0, &[]) {
             Ok(route) => Ok(route.source.peer().unwrap()),
             Err(error) => Err(error.code()),
@@ -175,7 +183,7 @@ impl Solo {
     }
 }
 
-fn name(text: &str) -> ServiceName {
+pub(crate) fn name(text: &str) -> ServiceName {
     text.parse().unwrap()
 }
 

@@ -362,6 +362,7 @@ impl World {
             | Output::Epoch(_)
             | Output::Revoked(_)
             | Output::ThrownOut(_)
+            | Output::Withheld(_)
             | Output::Servers(_) => {
                 panic!("there are no Servers here");
             }
@@ -395,6 +396,7 @@ impl World {
             key_hash: world.nodes[&n].key,
             incarnation: world.nodes[&n].run,
             address,
+            grants: Default::default(),
         };
         let there = opened(self, to, address.to_string());
         let here = opened(self, from, format!("192.0.2.{from}:50000"));

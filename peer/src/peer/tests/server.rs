@@ -240,6 +240,7 @@ impl Session for Rooms {
             incarnation: hello.incarnation,
             key_hash: caller.key_hash,
             grants: Arc::default(),
+            grants_revision: 0,
             report: convert::report_from(report).unwrap(),
         };
         let table = self.online.clone();

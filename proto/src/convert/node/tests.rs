@@ -11,6 +11,7 @@ fn entry() -> PeerEntry {
         incarnation: Incarnation::new(Uuid::from_u128(8)),
         key_hash: KeyHash([3; 32]),
         grants: Arc::new(Grants { may_offer: "a,*.b".parse().unwrap(), ..Grants::default() }),
+        grants_revision: 4,
         report: PeerReport {
             seq: 9,
             name: "shop".into(),

@@ -3,10 +3,11 @@
 //! A Peer that names other people's public addresses as its own would have every other Peer knock there. So a
 //! public address is passed on only when it is where the session comes from, or when an operator listed it:
 //!
-//! - `Advertised`: passed on. It is the operator of the reporting Peer who lists, so this Server takes the
-//!   Peer's word; a lie costs each reader a dial that ends at the key pin, and readers dial within a budget.
-//! - `Host` and `Mapped`: private addresses are passed on as reported, public ones only with the session's IP.
-//!   A host name is no interface's address and is dropped.
+//! - `Advertised`: the reporting Peer's own configuration, so no more than its word. Private addresses are passed
+//!   on, and names that mean something in a private network alone: of one label, or under `local`, `internal`,
+//!   `home.arpa`, `lan` or `svc`. A public address passes with the session's IP, and what the identity's
+//!   `may_advertise` lists, as `host:port`, whatever it is.
+//! - `Host` and `Mapped`: the same for addresses. A host name is no interface's address and is dropped.
 //! - `Reflexive`: never taken from a report. This Server adds the one it saw: the session's IP with the port the
 //!   Peer listens on. The session's own source port belongs to an outgoing connection, and nobody listens there.
 //!   Behind a NAT it is worth a try only where the port is forwarded unchanged.
@@ -17,32 +18,53 @@
 use std::net::IpAddr;
 
 use p2p_common::addr::{Candidate, CandidateKind, HostPort, NetInfo};
+use p2p_common::grants::NamePatterns;
 
-pub(super) fn passed_on(reported: NetInfo, seen_from: IpAddr) -> NetInfo {
+/// Private by their names: what resolves them is the network they are in (RFC 6762, RFC 8375, and use).
+const PRIVATE_SUFFIXES: [&str; 5] = ["local", "internal", "home.arpa", "lan", "svc"];
+
+/// What is passed on of `reported`, and what is withheld of it.
+pub(super) fn passed_on(
+    reported: NetInfo,
+    seen_from: IpAddr,
+    may_advertise: &NamePatterns,
+) -> (NetInfo, Vec<Candidate>) {
     let seen_from = seen_from.to_canonical();
-    let NetInfo { listen, mut candidates } = reported;
-    candidates.retain(|candidate| passes(candidate, seen_from));
+    let NetInfo { listen, candidates } = reported;
+    let told = candidates.into_iter().filter(|candidate| candidate.kind != CandidateKind::Reflexive);
+    let (mut candidates, withheld): (Vec<_>, Vec<_>) =
+        told.partition(|candidate| passes(candidate, seen_from, may_advertise));
     if let Some(reflexive) = listen.and_then(|listen| reflexive(seen_from, listen.port()))
         && candidates.iter().all(|candidate| candidate.addr != reflexive)
     {
         candidates.truncate(NetInfo::CANDIDATES_MAX - 1);
         candidates.push(Candidate { kind: CandidateKind::Reflexive, addr: reflexive });
     }
-    NetInfo { listen, candidates }
+    (NetInfo { listen, candidates }, withheld)
 }
 
-fn passes(candidate: &Candidate, seen_from: IpAddr) -> bool {
-    match candidate.kind {
-        CandidateKind::Advertised => true,
-        CandidateKind::Reflexive => false,
-        CandidateKind::Host | CandidateKind::Mapped => match candidate.addr.socket_addr() {
-            Some(addr) => {
-                let ip = addr.ip().to_canonical();
-                ip == seen_from || !is_public(ip)
-            }
-            None => false,
-        },
+fn passes(candidate: &Candidate, seen_from: IpAddr, may_advertise: &NamePatterns) -> bool {
+    let listed = || may_advertise.matches(&candidate.addr.to_string());
+    match candidate.addr.socket_addr() {
+        Some(addr) => {
+            let ip = addr.ip().to_canonical();
+            ip == seen_from || !is_public(ip) || listed()
+        }
+        None => {
+            let advertised = candidate.kind == CandidateKind::Advertised;
+            advertised && (is_private_name(candidate.addr.host()) || listed())
+        }
     }
+}
+
+/// Whether a name leads nowhere outside a private network. A number is not one: resolvers take it for an address.
+fn is_private_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_below =
+        |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let number = last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x");
+    !number && (!name.contains('.') || PRIVATE_SUFFIXES.into_iter().any(is_below))
 }
 
 /// A session from this machine or this wire alone says nothing about where others find the Peer.
@@ -81,7 +103,11 @@ mod tests {
             listen: (!listen.is_empty()).then(|| listen.parse().unwrap()),
             candidates: reported.iter().map(candidate).collect(),
         };
-        let passed = passed_on(net, seen_from.parse().unwrap());
+        let may_advertise = "edge.example:443,192.0.2.*:6443".parse().unwrap();
+        let (passed, withheld) = passed_on(net, seen_from.parse().unwrap(), &may_advertise);
+        let told = reported.iter().filter(|(kind, _)| *kind != Reflexive);
+        let added = passed.candidates.iter().filter(|candidate| candidate.kind == Reflexive).count();
+        assert!(added + told.count() >= passed.candidates.len() + withheld.len());
         passed.candidates.iter().map(|c| format!("{:?} {}", c.kind, c.addr)).collect()
     }
 
@@ -102,6 +128,8 @@ mod tests {
             (Host, "victim.example:6443"),
             (Reflexive, "198.51.100.1:1"),
             (Advertised, "edge.example:443"),
+            (Advertised, "edge.example:444"),
+            (Advertised, "192.0.2.9:6443"),
         ];
         assert_eq!(
             shown("203.0.113.7", "0.0.0.0:6443", &reported),
@@ -113,8 +141,41 @@ mod tests {
                 "Host 203.0.113.7:6443",
                 "Mapped 203.0.113.7:7777",
                 "Advertised edge.example:443",
+                "Advertised 192.0.2.9:6443",
             ]
         );
+    }
+
+    #[test]
+    fn nobody_is_led_to_a_victim_by_an_advertised_address() {
+        for (addr, passes) in [
+            ("203.0.113.7:1", true),
+            ("[::ffff:203.0.113.7]:1", true),
+            ("198.51.100.1:443", false),
+            ("[2001:db8::5]:443", false),
+            ("[::ffff:198.51.100.1]:443", false),
+            ("10.9.9.9:443", true),
+            ("[fd00::5]:443", true),
+            ("victim.example:443", false),
+            ("victim.example.:443", false),
+            ("victim:443", true),
+            ("a.svc:443", true),
+            ("db.prod.svc.cluster.local:443", true),
+            ("x.internal:443", true),
+            ("nas.lan:443", true),
+            ("nas.home.arpa.:443", true),
+            ("home.arpa:443", true),
+            ("evilhome.arpa:443", false),
+            ("notlocal:443", true),
+            ("a.notlocal:443", false),
+            // What resolvers take for 198.51.100.1.
+            ("3325256705:443", false),
+            ("0xc6336401:443", false),
+            ("0306.063.0144.01:443", false),
+        ] {
+            let shown = shown("203.0.113.7", "", &[(Advertised, addr)]);
+            assert_eq!(!shown.is_empty(), passes, "{addr}");
+        }
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use p2p_common::ErrorCode;
-use p2p_common::addr::NetInfo;
+use p2p_common::addr::{Candidate, NetInfo};
+use p2p_common::grants::Grants;
 use p2p_common::member::Member;
 use p2p_common::push::PeerReport;
-use p2p_common::service::{SERVICES_PER_PEER_MAX, Visibility};
+use p2p_common::service::{SERVICES_PER_PEER_MAX, ServiceName, Visibility};
 
 use super::candidates;
 
@@ -53,8 +54,25 @@ impl ReportRefused {
     }
 }
 
-/// Checks a report and leaves of it what is passed on.
-pub(super) fn passed_on(mut report: PeerReport, seen_from: IpAddr) -> Result<PeerReport, ReportRefused> {
+/// What of a report is passed on to nobody, since the identity's grants do not let it (SPEC I8, P2). What the Peer
+/// itself hides is not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Withheld {
+    /// Services outside `may_offer`.
+    pub services: Vec<ServiceName>,
+    /// Addresses that may be somebody else's.
+    pub candidates: Vec<Candidate>,
+}
+
+impl Withheld {
+    /// Whether everything is passed on.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.candidates.is_empty()
+    }
+}
+
+/// Checks a report and leaves of it what the cluster may know.
+pub(super) fn checked(mut report: PeerReport) -> Result<PeerReport, ReportRefused> {
     check_text("name", &report.name)?;
     check_text("zone", &report.zone)?;
     check_count("candidates", report.net.candidates.len(), NetInfo::CANDIDATES_MAX)?;
@@ -76,8 +94,21 @@ pub(super) fn passed_on(mut report: PeerReport, seen_from: IpAddr) -> Result<Pee
     // Nobody may learn of these from a Server, so this one need not know them either.
     let passed_on = |visibility: &Visibility| !matches!(visibility, Visibility::Private | Visibility::Linked);
     report.services.retain(|service| passed_on(&service.visibility));
-    report.net = candidates::passed_on(report.net, seen_from);
     Ok(report)
+}
+
+/// Leaves of a checked report what the Peer may say.
+pub(super) fn granted(mut report: PeerReport, seen_from: IpAddr, grants: &Grants) -> (PeerReport, Withheld) {
+    let mut withheld = Withheld::default();
+    report.services.retain(|service| {
+        let may = grants.may_offer.matches(service.name.as_str());
+        if !may {
+            withheld.services.push(service.name.clone());
+        }
+        may
+    });
+    (report.net, withheld.candidates) = candidates::passed_on(report.net, seen_from, &grants.may_advertise);
+    (report, withheld)
 }
 
 fn check_text(what: &'static str, text: &str) -> Result<(), ReportRefused> {
@@ -113,7 +144,31 @@ mod tests {
     }
 
     fn check(report: PeerReport) -> Result<PeerReport, ReportRefused> {
-        passed_on(report, "10.0.0.1".parse().unwrap())
+        let report = checked(report)?;
+        Ok(granted(report, "10.0.0.1".parse().unwrap(), &Grants::default()).0)
+    }
+
+    #[test]
+    fn what_is_not_granted_is_withheld_and_named() {
+        let services =
+            vec![offer("team-a.web", Visibility::Cluster), offer("team-b.web", Visibility::Cluster)];
+        let candidate =
+            |addr: &str| Candidate { kind: CandidateKind::Advertised, addr: addr.parse().unwrap() };
+        let net = NetInfo { listen: None, candidates: vec![candidate("198.51.100.1:1"), candidate("a.b:2")] };
+        let report = PeerReport { services, net, ..PeerReport::default() };
+        let grants = Grants {
+            may_offer: "TEAM-A.*".parse().unwrap(),
+            may_advertise: "a.b:*".parse().unwrap(),
+            ..Grants::default()
+        };
+        let (passed, withheld) = granted(report, "10.0.0.1".parse().unwrap(), &grants);
+        assert_eq!(passed.services.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["team-a.web"]);
+        assert_eq!(passed.net.candidates, [candidate("a.b:2")]);
+        assert_eq!(withheld.services.iter().map(ServiceName::as_str).collect::<Vec<_>>(), ["team-b.web"]);
+        assert_eq!(
+            (withheld.candidates.as_slice(), withheld.is_empty()),
+            (&[candidate("198.51.100.1:1")][..], false)
+        );
     }
 
     #[test]

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::{IdentityRecord, Revocation};
+use p2p_common::grants::Grants;
 use p2p_common::link::LinkRow;
 use p2p_common::push::{PeerEntry, PeerReport};
 use p2p_common::revision::{Push, View};
 use p2p_common::service::{ServiceOffer, ServiceState, Visibility};
 use p2p_common::{ClusterId, Epoch, ErrorCode, Incarnation, KeyHash, NodeId, NodeKind, Now, UnixMs};
 use p2p_server_core::{
-    Arrival, Down, HEARTBEAT, Hub, HubConfig, Output, SessionId, SessionRefused, TICK, Viewer, visible_entry,
+    Arrival, Down, HEARTBEAT, Hub, HubConfig, NewlyWithheld, Output, OwnGrants, SessionId, SessionRefused,
+    TICK, Viewer, visible_entry,
 };
 use uuid::Uuid;
 
@@ -62,6 +64,7 @@ pub struct Seen {
     pub heartbeats: usize,
     pub members_messages: usize,
     pub members_version: Option<u64>,
+    pub grants: Vec<OwnGrants>,
     pub ended: Option<ErrorCode>,
     /// Number and Id of each revocation, in order.
     pub revoked: Vec<(u64, NodeId)>,
@@ -89,6 +92,7 @@ pub struct World {
     peers: BTreeMap<u128, TestPeer>,
     ready: BTreeSet<SessionId>,
     ended: BTreeMap<SessionId, ErrorCode>,
+    pub withheld: Vec<NewlyWithheld>,
 }
 
 impl World {
@@ -107,6 +111,7 @@ impl World {
             peers: BTreeMap::new(),
             ready: BTreeSet::new(),
             ended: BTreeMap::new(),
+            withheld: Vec::new(),
         }
     }
 
@@ -230,6 +235,13 @@ impl World {
         self.publish_state();
     }
 
+    pub fn change_grants(&mut self, n: u128, grants: Grants) {
+        self.state.grants_version += 1;
+        let identity = self.state.identities.get_mut(&peer(n)).expect("it is enrolled");
+        (identity.grants, identity.grants_revision) = (grants, self.state.grants_version);
+        self.publish_state();
+    }
+
     pub fn change_members(&mut self) {
         self.state.members_version += 1;
         self.publish_state();
@@ -288,6 +300,7 @@ impl World {
                 Output::Ready(session) => {
                     assert!(self.ready.insert(session), "reported ready once until polled empty");
                 }
+                Output::Withheld(newly) => self.withheld.push(newly),
                 Output::Disconnect { session, code, message } => {
                     assert!(!message.is_empty());
                     assert_eq!(self.ended.insert(session, code), None, "a session ends once");
@@ -315,6 +328,7 @@ impl World {
                 reader.seen.revoked_first |= first && push.done;
                 reader.seen.revoked.extend(push.keys.iter().map(|key| (key.number, key.id)));
             }
+            Down::Grants(own) => reader.seen.grants.push(own),
             Down::Members(state) => {
                 reader.seen.members_messages += 1;
                 reader.seen.members_version = Some(state.members_version);

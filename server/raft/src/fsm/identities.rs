@@ -58,7 +58,11 @@ fn bound(state: &ClusterState, node: &Newcomer<'_>) -> Applying<bool> {
 
 fn check_room(state: &ClusterState) -> Applying<()> {
     if state.identities.len() >= IDENTITIES_MAX {
-        return refuse(ErrorCode::Exhausted, format!("there are {IDENTITIES_MAX} identities already"));
+        let message = format!(
+            "there are {IDENTITIES_MAX} identities already: `p2p-server identity list` shows them, `identity reset` \
+             frees those not needed, and tokens with --ephemeral keep short-lived ones from staying"
+        );
+        return refuse(ErrorCode::Exhausted, message);
     }
     Ok(())
 }
@@ -104,7 +108,12 @@ pub(super) fn enrol(
     if !used_before && token.uses_left == 0 {
         return refuse(ErrorCode::TokenUsedUp, "the token has no uses left: create another");
     }
-    let record = IdentityRecord { grants: token.grants.clone(), ephemeral: token.ephemeral, ..node.record() };
+    let record = IdentityRecord {
+        grants: token.grants.clone(),
+        grants_revision: state.grants_version,
+        ephemeral: token.ephemeral,
+        ..node.record()
+    };
     if !bound_here {
         check_room(state)?;
     }
@@ -123,7 +132,8 @@ pub(super) fn bind(state: &mut ClusterState, node: &Newcomer<'_>, grants: &Grant
     check_text("name", node.name)?;
     if !bound(state, node)? {
         check_room(state)?;
-        state.identities.insert(node.id, IdentityRecord { grants: grants.clone(), ..node.record() });
+        let (grants, grants_revision) = (grants.clone(), state.grants_version);
+        state.identities.insert(node.id, IdentityRecord { grants, grants_revision, ..node.record() });
     }
     Ok(Outcome::Done)
 }
@@ -197,7 +207,11 @@ pub(super) fn change_grants(state: &mut ClusterState, id: NodeId, grants: &Grant
     let Some(identity) = state.identities.get_mut(&id) else {
         return refuse(ErrorCode::NotFound, format!("{id} is not enrolled"));
     };
-    identity.grants = grants.clone();
+    if identity.grants != *grants {
+        identity.grants = grants.clone();
+        state.grants_version += 1;
+        identity.grants_revision = state.grants_version;
+    }
     Ok(Outcome::Done)
 }
 

@@ -251,7 +251,7 @@ impl World {
             config: HubConfig::new(incarnation),
             standing: standing.clone(),
             clock,
-            sessions: metrics.sessions.clone(),
+            metrics: metrics.clone(),
             stop: stop.clone(),
             log: log.clone(),
         });

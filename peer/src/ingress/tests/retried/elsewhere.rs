@@ -138,7 +138,9 @@ async fn raw_clients_go_to_another_owner_as_well() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_not_reach_it_is_not_sent_on() {
-    for (code, status) in [(ErrorCode::Forbidden, 403), (ErrorCode::AlreadyRuns, 502)] {
+    for (code, status) in
+        [(ErrorCode::Forbidden, 403), (ErrorCode::NotGranted, 403), (ErrorCode::AlreadyRuns, 502)]
+    {
         let (_world, _owners, ingress, seen) = two_owners(code, post(b"x").len()).await;
         let mut client = Client::to(&ingress).await;
         client.send(&post(b"x")).await;
