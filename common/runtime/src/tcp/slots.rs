@@ -65,6 +65,9 @@ struct Table {
     taken: usize,
     next: u64,
     sources: BTreeMap<Source, BTreeMap<u64, Arc<Occupant>>>,
+    /// Sources over their share of which nobody has had his time before then: in a flood nobody needs to be looked
+    /// for. Never too late, since everybody's time only moves on.
+    spared: BTreeMap<Source, Instant>,
 }
 
 #[derive(Debug)]
@@ -116,7 +119,17 @@ impl Slots {
         let held = table.sources.get(&source).map_or(0, BTreeMap::len);
         let mut evict = None;
         if held >= per_source {
-            let least = self.least(&table, source, now).filter(|least| least.active + spared <= now);
+            let least = match table.spared.get(&source) {
+                Some(until) if now < *until => None,
+                _ => self.least(&table, source, now),
+            };
+            let least = match least {
+                Some(least) if now < least.active + spared => {
+                    table.spared.insert(source, least.active + spared);
+                    None
+                }
+                least => least,
+            };
             let may_lend = table.taken < slots_max && held < (slots_max / 2).max(per_source);
             match least {
                 Some(least) => evict = Some(least),
@@ -207,6 +220,7 @@ impl Table {
         self.taken -= 1;
         if held.is_empty() {
             self.sources.remove(&source);
+            self.spared.remove(&source);
         }
         Some(occupant)
     }
@@ -369,6 +383,7 @@ mod tests {
             assert!(table.taken <= 16 && table.taken == held.len());
             assert_eq!(table.taken, table.sources.values().map(BTreeMap::len).sum::<usize>());
             assert!(table.sources.values().all(|held| !held.is_empty() && held.len() <= 8));
+            assert!(table.spared.keys().all(|source| table.sources.contains_key(source)));
         }
     }
 }
