@@ -7,9 +7,8 @@ use p2p_tests::cluster::{Cluster, Hostile, PATIENCE, Process, wait_for};
 use p2p_tests::http;
 
 const SERVICE: &str = "web.example";
-/// Silent connections to each port: fewer than the handshakes a port takes at a time, so that nobody waits for
-/// them to be given up.
-const HALF_OPEN: usize = 200;
+/// Silent connections to each port: more than the share of a source, which is everybody's here.
+const HALF_OPEN: usize = 600;
 /// How long the attack lasts.
 const ATTACK: Duration = Duration::from_secs(8);
 /// What others wait at most; they would notice more. Mostly the weather of a loaded machine.
