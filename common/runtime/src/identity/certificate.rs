@@ -117,7 +117,8 @@ impl CertificateDates {
     pub fn renewal_due(&self, spread: f64) -> UnixMs {
         let signed = self.not_before.plus(BACKDATED).min(self.not_after);
         let life = std::time::Duration::from_millis(self.not_after.0 - signed.0);
-        signed.plus(life.mul_f64(0.4 + 0.2 * spread.clamp(0.0, 1.0)))
+        let spread = if spread.is_nan() { 0.0 } else { spread.clamp(0.0, 1.0) };
+        signed.plus(life.mul_f64(0.4 + 0.2 * spread))
     }
 
     /// Whether it has not begun at `now`.
