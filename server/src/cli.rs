@@ -209,6 +209,31 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// The verbs and flags of every command that the page on security names.
+    #[test]
+    fn the_commands_of_the_page_on_security_exist() {
+        let page = include_str!("../../docs/security.md");
+        let lines = page.split('`').skip(1).step_by(2).flat_map(str::lines);
+        let lines = lines.filter_map(|line| line.trim_start_matches("$ ").strip_prefix("p2p-server "));
+        let mut verbs = 0;
+        for line in lines {
+            let mut command = Cli::command();
+            let typed = line.split('#').next().unwrap_or_default();
+            for word in typed.split_whitespace() {
+                if let Some(flag) = word.strip_prefix("--") {
+                    let known = command.get_arguments().any(|argument| argument.get_long() == Some(flag));
+                    assert!(known, "{line}: there is no --{flag}");
+                } else if let Some(verb) = command.find_subcommand(word).cloned() {
+                    command = verb;
+                }
+            }
+            assert!(command.get_name() != "p2p-server", "{line}: no such command");
+            assert!(command.get_subcommands().next().is_none(), "{line}: what of it?");
+            verbs += 1;
+        }
+        assert!(verbs >= 8, "{verbs} commands were found");
+    }
+
     #[test]
     fn the_documented_lines_parse() {
         for line in [
