@@ -11,7 +11,7 @@
 //!
 //! Owner of: tables A and B, the sending end of E. Source: SPEC P1-P5; the rules are `p2p-server-core`'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use p2p_common::addr::Candidate;
@@ -176,6 +176,16 @@ impl HubHandle {
         answer.await.map_err(|_| HubError::Stopping)
     }
 
+    /// Who has a session here.
+    ///
+    /// # Errors
+    /// When the hub has ended.
+    pub async fn online(&self) -> Result<BTreeSet<NodeId>, HubError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::Online(reply)).await?;
+        answer.await.map_err(|_| HubError::Stopping)
+    }
+
     /// How many Peers have a session here.
     pub fn sessions(&self) -> u32 {
         u32::try_from(self.sessions.get()).unwrap_or_default()
@@ -201,6 +211,7 @@ enum Input {
     /// The session can send.
     Pull(SessionId),
     Closed(SessionId),
+    Online(oneshot::Sender<BTreeSet<NodeId>>),
     Peers {
         viewer: Viewer,
         reply: oneshot::Sender<Vec<PeerListing>>,
@@ -348,6 +359,7 @@ impl HubTask {
                 }
             }
             Input::Closed(session) => self.close(session),
+            Input::Online(reply) => drop(reply.send(self.hub.online())),
             Input::Peers { viewer, reply } => drop(reply.send(self.hub.peers(viewer))),
         }
     }

@@ -6,6 +6,7 @@ mod audit;
 pub mod cli;
 mod cluster_clock;
 pub mod config;
+mod ephemeral_task;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 mod group;

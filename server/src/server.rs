@@ -42,6 +42,7 @@ use crate::audit::{AUDIT_FILE, AuditLog};
 use crate::cli::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
 use crate::cluster_clock::ClockTask;
 use crate::config::ServerConfig;
+use crate::ephemeral_task::EphemeralTask;
 use crate::group::Group;
 use crate::http::discovery;
 use crate::hub_task::{HubParams, spawn_hub};
@@ -227,6 +228,15 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         stop: stop.clone(),
         log: log.new(o!("room" => "hub")),
     });
+    let ephemeral = EphemeralTask {
+        hub: hub.clone(),
+        proposer: proposer.clone(),
+        clock,
+        cluster_clock: credentials.clock().clone(),
+        stop: stop.clone(),
+        log: log.new(o!("room" => "ephemeral")),
+    };
+    tasks.spawn(ephemeral.run());
     let (audit, audit_writer) = AuditLog::open(dir.path(), clock.now(), log.new(o!("room" => "audit")))
         .map_err(|e| Exit::failed(format!("cannot open {} in {}: {e}", AUDIT_FILE, dir.path().display())))?;
     tasks.spawn(audit_writer.run(stop.clone()));

@@ -392,6 +392,11 @@ impl Hub {
         self.peers.rows().map(listing).collect()
     }
 
+    /// Who has a session here.
+    pub fn online(&self) -> BTreeSet<NodeId> {
+        self.peers.rows().map(|row| row.entry.id).collect()
+    }
+
     /// How many sessions there are.
     pub fn sessions(&self) -> usize {
         self.peers.len()

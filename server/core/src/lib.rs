@@ -13,6 +13,7 @@
 //! | `visibility` | which services somebody may see |
 //! | `heartbeat` | when a sign of life is due, and who is offline |
 //! | `authorise` | who may call which method; what a bearer token opens |
+//! | `ephemeral` | which ephemeral identities are told to be there, and which are forgotten |
 //! | `identities` | whether a node is who its certificate says, and gets another certificate |
 //! | `master` | who is Master, as this Server may say it |
 //! | `autopilot` | which change of the raft group is due |
@@ -21,6 +22,7 @@
 
 mod authorise;
 mod autopilot;
+mod ephemeral;
 mod heartbeat;
 mod hub;
 mod identities;
@@ -37,6 +39,7 @@ pub use authorise::{CallRefused, CallerKind, METHODS, TokenRefused, check_call, 
 pub use autopilot::{
     Autopilot, GroupChange, MemberHealth, RemovalRefused, before_stop, check_removal, target_voters,
 };
+pub use ephemeral::{EPHEMERAL_LOOK, EphemeralCare, EphemeralCommand};
 pub use heartbeat::{HEARTBEAT, Heartbeats, SILENCE};
 pub use hub::{
     Down, Hub, HubConfig, NewlyWithheld, Opened, Output, OwnGrants, PeerListing, Resume, SessionRefused, TICK,
