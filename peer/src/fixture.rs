@@ -38,7 +38,7 @@ use crate::forward::{AccessLog, ForwardMetrics, Forwarder, Forwards, Recents};
 use crate::ingress::{BoundPorts, Connections, Ingress, IngressLimits, IngressMetrics, SourceRanges};
 use crate::mesh_task::Links;
 use crate::published::{Myself, Views};
-use crate::tunnel::{DirectDialer, OpenTunnels, Pool, PoolLimits, TunnelMetrics};
+use crate::tunnel::{DialBudgets, DirectDialer, OpenTunnels, Pool, PoolLimits, TunnelMetrics};
 
 /// A cluster: its CA and the Id of the one Server everybody is told of.
 pub(crate) struct World {
@@ -166,6 +166,7 @@ impl World {
             credentials: Arc::clone(&credentials),
             myself: Arc::clone(&myself),
             open: OpenTunnels::default(),
+            budget: DialBudgets::default(),
         };
         let tunnel_metrics = TunnelMetrics::default();
         let pool = Pool::new(dialer, Arc::clone(&views), bounds.pool, tunnel_metrics.clone(), log.clone());

@@ -38,7 +38,7 @@ use crate::published::{Myself, Views};
 use crate::renewal::RenewalTask;
 use crate::revoked;
 use crate::servers::Servers;
-use crate::tunnel::{DirectDialer, OpenTunnels, Pool, PoolLimits};
+use crate::tunnel::{DialBudgets, DirectDialer, OpenTunnels, Pool, PoolLimits};
 
 /// What is in flight when the Peer stops has this long to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -179,6 +179,7 @@ impl Peer {
             credentials: Arc::clone(&credentials),
             myself: Arc::clone(&myself),
             open: OpenTunnels::default(),
+            budget: DialBudgets::default(),
         };
         let pool_limits = PoolLimits { per_remote: config.tunnels_per_remote, ..PoolLimits::default() };
         let pool = Pool::new(dialer, Arc::clone(&views), pool_limits, metrics.tunnels.clone(), log.clone());

@@ -16,7 +16,7 @@ mod metrics;
 mod open;
 mod pool;
 
-pub(crate) use direct::{DirectDialer, DirectTunnel};
+pub(crate) use direct::{DialBudgets, DirectDialer, DirectTunnel};
 pub(crate) use error::TunnelError;
 pub(crate) use frames::{LinkCounters, Tunnel};
 pub(crate) use metrics::TunnelMetrics;

@@ -1,6 +1,6 @@
 //! Getting to another Peer: which of its addresses to dial, in which order, and when to try again.
 //!
-//! [`DialRule`] makes the list, [`Remotes`] the times. Opening connections, verifying who answers and the
+//! [`DialRule`] makes the list, [`Remotes`] the times, [`DialBudget`] bounds what one host gets. Opening connections, verifying who answers and the
 //! pool of tunnels are the shell's.
 //!
 //! # What is never dialled
@@ -18,8 +18,10 @@
 //! A DNS name is checked by what it resolves to: after resolving, the shell asks [`DialRule::check`] for every
 //! address.
 
+mod budget;
 mod remotes;
 
+pub use budget::{BudgetSpent, DialBudget};
 pub(crate) use remotes::Remotes;
 
 use std::collections::BTreeSet;

@@ -26,7 +26,7 @@ pub use agent::{
     Agent, AgentConfig, AgentState, AgentStatus, Forwards, GRACE, OnServersLost, Output, ServerStatus,
     Withheld,
 };
-pub use connect::{DialPlan, DialRule, Skip};
+pub use connect::{BudgetSpent, DialBudget, DialPlan, DialRule, Skip};
 pub use framing::{
     After, BodyLength, FramingError, FramingLimits, HttpVersion, RequestFramer, RequestHead, RequestHeads,
     ResponseFramer, Step, TargetForm, Then, after,

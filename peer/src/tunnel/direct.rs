@@ -4,14 +4,15 @@
 //! in two hellos wins. Whatever answers, only the Id and the key that table E names are taken (SPEC I6).
 
 use std::fmt;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use p2p_common::addr::HostPort;
-use p2p_common::{KeyHash, NodeId};
-use p2p_peer_core::DialRule;
+use p2p_common::{KeyHash, NodeId, Now};
+use p2p_peer_core::{BudgetSpent, DialBudget, DialRule};
 use p2p_runtime::tcp::{self, CongestionReport};
 use p2p_runtime::tls::{ConnectError, Connector, Credentials, Expect};
 use tokio::time::Instant;
@@ -75,6 +76,29 @@ pub(crate) struct DirectDialer {
     pub(crate) myself: Arc<Myself>,
     /// Where what is dialled is entered.
     pub(crate) open: OpenTunnels,
+    /// What each host that other Peers name gets.
+    pub(crate) budget: DialBudgets,
+}
+
+/// The budgets of all dialled hosts. Cheap to copy.
+#[derive(Debug, Clone)]
+pub(crate) struct DialBudgets(Arc<(Instant, Mutex<DialBudget>)>);
+
+impl Default for DialBudgets {
+    fn default() -> Self {
+        DialBudgets(Arc::new((Instant::now(), Mutex::default())))
+    }
+}
+
+impl DialBudgets {
+    fn take(&self, ip: IpAddr) -> Result<(), BudgetSpent> {
+        let (start, budget) = &*self.0;
+        budget.lock().unwrap_or_else(PoisonError::into_inner).take(ip, Now(start.elapsed()))
+    }
+
+    fn give_back(&self, ip: IpAddr) {
+        self.0.1.lock().unwrap_or_else(PoisonError::into_inner).give_back(ip);
+    }
 }
 
 impl DirectDialer {
@@ -128,10 +152,14 @@ impl DirectDialer {
         counters: &Arc<LinkCounters>,
     ) -> Result<DirectTunnel, AddressError> {
         let allowed = |addr| match rule {
-            Some(rule) => rule.check(addr).map_err(|skip| skip.to_string()),
+            Some(rule) => {
+                rule.check(addr).map_err(|skip| skip.to_string())?;
+                self.budget.take(addr.ip()).map_err(|spent| spent.to_string())
+            }
             None => Ok(()),
         };
         let tcp = tcp::connect_where(address, DIAL_TIMEOUT, allowed).await.map_err(ConnectError::from)?;
+        let found = rule.and(tcp.peer_addr().ok());
         let congestion = tcp::use_bbr(&tcp);
         let dialed = connector.connect_tunnel(address, tcp, DIAL_TIMEOUT).await?;
         let stream = self.open.enter(dialed.identity.key_hash, dialed.stream);
@@ -143,6 +171,9 @@ impl DirectDialer {
             &self.myself.expected(dialed.identity.node_id),
         )
         .await?;
+        if let Some(found) = found {
+            self.budget.give_back(found.ip());
+        }
         Ok(DirectTunnel {
             tunnel: Box::new(tunnel),
             address: address.clone(),
