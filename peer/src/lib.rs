@@ -22,6 +22,7 @@ mod renewal;
 mod revoked;
 mod servers;
 mod session_task;
+mod trust;
 mod tunnel;
 
 pub use forward::AccessLog;

@@ -38,6 +38,7 @@ use crate::published::{Myself, Views};
 use crate::renewal::RenewalTask;
 use crate::revoked;
 use crate::servers::Servers;
+use crate::trust::TrustTask;
 use crate::tunnel::{DialBudgets, DirectDialer, OpenTunnels, Pool, PoolLimits};
 
 /// What is in flight when the Peer stops has this long to end.
@@ -258,15 +259,24 @@ impl Peer {
             "visibility" => %config.visibility,
             "version" => env!("CARGO_PKG_VERSION"));
         let data = Arc::new(data);
+        let stored = Arc::new(Mutex::new(identity));
         let renewal = RenewalTask {
             data: Arc::clone(&data),
-            identity: Arc::new(Mutex::new(identity)),
+            identity: Arc::clone(&stored),
             credentials: Arc::clone(&credentials),
             myself: Arc::clone(&myself),
             servers: Arc::clone(&servers),
             configured: config.servers,
             token: config.token,
             agent: mailbox.clone(),
+            stop: stop.clone(),
+            log: log.clone(),
+        };
+        let trust_task = TrustTask {
+            data: Arc::clone(&data),
+            identity: stored,
+            credentials: Arc::clone(&credentials),
+            servers: Arc::clone(&servers),
             stop: stop.clone(),
             log: log.clone(),
         };
@@ -301,6 +311,7 @@ impl Peer {
             tasks.spawn(servers.keep(Arc::clone(&data), cluster_id, stop.clone()));
             tasks.spawn(revoked::keep(data, cluster_id, revoked, stop.clone(), log.clone()));
             tasks.spawn(renewal.run());
+            tasks.spawn(trust_task.run());
         }
         tasks.spawn(services.run(stop.clone()));
         tasks.spawn(pool.run(stop.clone()));

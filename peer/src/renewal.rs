@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use p2p_common::addr::HostPort;
 use p2p_common::backoff::{Backoff, Jitter};
-use p2p_common::{ErrorCode, NodeKind};
+use p2p_common::{Epoch, ErrorCode, NodeKind};
 use p2p_proto::v1::enroll_client::EnrollClient;
 use p2p_proto::{convert, status, v1};
 use p2p_runtime::exit::chain;
 use p2p_runtime::grpc::{ChannelParams, connect};
-use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, Token, TrustBundle};
+use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, Token, TrustBundle, TrustPosition};
 use p2p_runtime::tls::{Connector, Credentials, Expect};
 use rand::seq::SliceRandom;
 use slog::{Logger, error, info, warn};
@@ -174,14 +174,18 @@ impl RenewalTask {
         let mut last = String::new();
         for server in servers {
             match enrol::enrol(&applicant, token, &server).await {
-                Ok((enrolment, _, _)) => return self.take(enrolment).await.map_err(Refused::ForNow),
+                Ok((enrolment, epoch, _)) => {
+                    // Which version the bundle has is not told here: one that was followed before stays.
+                    let as_of = TrustPosition { epoch, version: 0 };
+                    return self.take((enrolment, as_of)).await.map_err(Refused::ForNow);
+                }
                 Err(refused) => last = format!("{server}: {}", refused.into_reason()),
             }
         }
         Err(Refused::TooOld(format!("{last}; {NEW_TOKEN}")))
     }
 
-    async fn ask(&self, expect: Expect, address: &HostPort) -> Result<Enrolment, Refused> {
+    async fn ask(&self, expect: Expect, address: &HostPort) -> Result<(Enrolment, TrustPosition), Refused> {
         let for_now = |e: &(dyn std::error::Error + 'static)| Refused::ForNow(chain(e));
         let csr = {
             let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,23 +211,25 @@ impl RenewalTask {
         })?;
         let reply = reply.into_inner();
         let trust = TrustBundle::from_der(reply.trust_bundle.iter().map(|der| der.to_vec()));
-        Ok(Enrolment {
+        let as_of = TrustPosition { epoch: Epoch(reply.epoch), version: reply.trust_version };
+        let enrolment = Enrolment {
             cluster_id: self.credentials.cluster_id(),
             certificate: reply.certificate.to_vec().into(),
             trust: trust.map_err(|e| for_now(&e))?,
-        })
+        };
+        Ok((enrolment, as_of))
     }
 
     /// Stores it, then shows it.
-    async fn take(&self, enrolment: Enrolment) -> Result<(), String> {
+    async fn take(&self, (enrolment, as_of): (Enrolment, TrustPosition)) -> Result<(), String> {
         let (data, identity) = (Arc::clone(&self.data), Arc::clone(&self.identity));
+        let credentials = Arc::clone(&self.credentials);
         let stored = tokio::task::spawn_blocking(move || {
             let mut identity = identity.lock().unwrap_or_else(PoisonError::into_inner);
-            identity.enrol(&data, enrolment.clone()).map(|()| enrolment)
+            let kept = identity.renew(&data, enrolment, as_of).map_err(|e| chain(&e))?;
+            credentials.replace(&kept.certificate, &kept.trust).map_err(|e| e.to_string())
         });
-        let stored = stored.await.map_err(|_| "the disk is not written any more".to_owned())?;
-        let enrolment = stored.map_err(|e| chain(&e))?;
-        self.credentials.replace(&enrolment.certificate, &enrolment.trust).map_err(|e| e.to_string())?;
+        stored.await.map_err(|_| "the disk is not written any more".to_owned())??;
         info!(self.log, "certificate renewed"; "expires_unix_ms" => self.credentials.dates().not_after.0);
         // The agent may have ended.
         let _ = self.agent.send(Input::Renewed).await;

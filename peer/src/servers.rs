@@ -24,6 +24,8 @@ use slog::{Logger, info, warn};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::trust::TrustNews;
+
 const FILE: &str = "servers.json";
 
 /// What is known. Shared by the tasks of a Peer; whoever learns something says it here.
@@ -35,6 +37,7 @@ pub(crate) struct Servers {
     clock: ClusterClock,
     /// A Server has said that our certificate is over, or ought to be another.
     renewal: Notify,
+    trust: TrustNews,
     log: Logger,
 }
 
@@ -105,6 +108,7 @@ impl Servers {
             told: Mutex::default(),
             clock: credentials.clock().clone(),
             renewal: Notify::new(),
+            trust: TrustNews::new(),
             log,
         });
         let pinning = servers.known.subscribe();
@@ -153,6 +157,11 @@ impl Servers {
             told.remove(&server);
             self.clock.set(median(told.values().copied().collect()));
         }
+    }
+
+    /// Which CAs the Servers say are trusted.
+    pub(crate) fn trust(&self) -> &TrustNews {
+        &self.trust
     }
 
     /// The certificate is to be renewed now.

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use crate::agent_task::Input;
 use crate::published::Views;
 use crate::servers::Servers;
+use crate::trust::ToldTrust;
 
 /// Messages on their way up; a Server that lets so many wait takes nothing, and the session ends.
 const UP_QUEUE: usize = 64;
@@ -139,7 +140,8 @@ impl Attempt {
         mut ended: oneshot::Receiver<()>,
     ) -> Option<String> {
         let server = connection.identity.node_id;
-        let up = ReceiverStream::new(messages).map(up_to);
+        let shown = Arc::clone(&self.credentials);
+        let up = ReceiverStream::new(messages).map(move |message| up_to(message, &shown));
         let mut client = SessionClient::new(connection.channel);
         let attached = tokio::select! {
             attached = client.attach(up) => attached,
@@ -178,6 +180,12 @@ impl Attempt {
             if let Some(unix) = clock_of(&message) {
                 self.servers.hear_clock(server, unix);
             }
+            if let Some(session_down::Message::Trust(told)) = &message.message {
+                match ToldTrust::read(told) {
+                    Ok(told) => self.servers.trust().hear(told),
+                    Err(error) => return Some(format!("the Server sent what makes no sense: {error}")),
+                }
+            }
             match down_from(message) {
                 Ok(Some(message)) => {
                     let input = Input::SessionMessage { session: self.session, message };
@@ -198,8 +206,10 @@ fn refusal(status: &tonic::Status) -> String {
     }
 }
 
-fn up_to(message: ToServer) -> v1::SessionUp {
+/// The message to send; by those that come again and again the Server learns which CA has signed what is shown now.
+fn up_to(message: ToServer, credentials: &Credentials) -> v1::SessionUp {
     use session_up::Message;
+    let signed_by = || credentials.issuer().map(|ca| ca.0.to_vec().into()).unwrap_or_default();
     let message = match message {
         ToServer::Open { hello, report, resume, revocations_known } => Message::Open(v1::SessionOpen {
             hello: Some(convert::hello_to(&hello)),
@@ -207,12 +217,13 @@ fn up_to(message: ToServer) -> v1::SessionUp {
             view_revision: resume.map_or(0, |at| at.revision),
             view_server_incarnation: resume.map(|at| at.incarnation.to_string()).unwrap_or_default(),
             revocations_known,
+            signed_by: signed_by(),
         }),
         ToServer::Report(report) => Message::Report(convert::report_to(&report)),
         ToServer::Links(links) => {
             Message::Links(v1::LinkReport { links: links.iter().map(convert::link_to).collect() })
         }
-        ToServer::Heartbeat => Message::Heartbeat(v1::Heartbeat::default()),
+        ToServer::Heartbeat => Message::Heartbeat(v1::Heartbeat { now_unix_ms: 0, signed_by: signed_by() }),
     };
     v1::SessionUp { message: Some(message) }
 }
@@ -252,6 +263,8 @@ pub(crate) fn down_from(message: v1::SessionDown) -> Result<Option<FromServer>, 
         }
         Message::Heartbeat(v1::Heartbeat { .. }) => FromServer::Heartbeat,
         Message::Revocations(push) => FromServer::Revocations(convert::revocations_from(push)?),
+        // Heard beside the agent, which has no part in it.
+        Message::Trust(_) => return Ok(None),
         Message::End(end) => FromServer::End {
             code: ErrorCode::from_number(end.code),
             message: end.message.chars().take(512).collect(),

@@ -23,7 +23,7 @@ use p2p_common::addr::HostPort;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::IdentityRecord;
 use p2p_common::{Epoch, Incarnation, NodeKind, UnixMs};
-use p2p_runtime::ca::ClusterCa;
+use p2p_runtime::ca::{CaKeyFiles, ClusterCa, OwnCa};
 use p2p_runtime::clock::unix_now;
 use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::identity::{DataDir, FileMode, NodeIdentity};
@@ -62,8 +62,10 @@ pub struct Admitted {
     pub identity: NodeIdentity,
     /// What it shows and trusts.
     pub credentials: Arc<Credentials>,
-    /// The CA, if its key is here already.
-    pub ca: Option<Arc<ClusterCa>>,
+    /// How its CA keys are kept.
+    pub ca_files: CaKeyFiles,
+    /// The CAs whose keys are here already.
+    pub cas: Vec<Arc<ClusterCa>>,
     /// Its open store.
     pub store: Store,
     /// What the store holds.
@@ -87,6 +89,9 @@ pub async fn admit(applicant: Applicant<'_>) -> Result<Admitted, Exit> {
     if is_empty && staged.is_none() && !config.bootstrap && config.join.is_empty() {
         return Err(nothing_said(config));
     }
+    let ca_files = CaKeyFiles::new(config.ca_secret.clone());
+    ca_files.check(dir).map_err(|e| Exit::usage(chain(&e)))?;
+    let own_ca = own_ca(&applicant)?;
     let joining = Joining::load(dir.view())?;
     if joining.as_ref().is_some_and(|joining| joining.discarding.is_some()) {
         return Err(interrupted(config));
@@ -108,11 +113,13 @@ pub async fn admit(applicant: Applicant<'_>) -> Result<Admitted, Exit> {
         None if begun => return Err(store_lost(config)),
         None => {
             let may_found = joining.is_none();
-            let founding = may_found && (staged.is_some() || found::wanted(&applicant, &identity)?)
+            let founding = may_found
+                && (staged.is_some() || found::wanted(&applicant, &ca_files, &identity)?)
                 || join::join(&applicant, &mut identity, &mut store, joining).await?
                     == join::Joined::NobodyThere;
             if founding {
-                found::found(&applicant, &mut identity, &mut store, staged)?;
+                let cas = found::Cas { files: &ca_files, own: own_ca };
+                found::found(&applicant, &cas, &mut identity, &mut store, staged)?;
             }
             let stored = store.load().map_err(unusable)?;
             stored.ok_or_else(|| Exit::failed("the store is empty after it was begun"))?
@@ -129,11 +136,29 @@ pub async fn admit(applicant: Applicant<'_>) -> Result<Admitted, Exit> {
     let enrolment = identity.enrolment().ok_or_else(|| identity_lost(config))?;
     let credentials = Credentials::new(&identity, enrolment)
         .map_err(|e| Exit::failed(format!("the certificate cannot be used: {e}")))?;
-    let ca = ClusterCa::load(dir.view(), enrolment.cluster_id).map_err(|e| Exit::failed(chain(&e)))?;
+    let cas = ca_files.load(dir.view(), enrolment.cluster_id).map_err(|e| Exit::failed(chain(&e)))?;
     let state = first_state(&identity, &stored);
     info!(applicant.log, "belongs to a cluster"; "id" => identity.id(), "cluster_id" => %enrolment.cluster_id,
         "raft_id" => stored.origin.raft_id, "new" => is_new);
-    Ok(Admitted { ca: ca.map(Arc::new), credentials, store, stored, state, is_new, identity })
+    Ok(Admitted { ca_files, cas, credentials, store, stored, state, is_new, identity })
+}
+
+/// The CA the operator brings for a cluster that is not founded yet.
+fn own_ca(applicant: &Applicant<'_>) -> Result<Option<OwnCa>, Exit> {
+    let Some((certificate, key)) = &applicant.config.own_ca else { return Ok(None) };
+    let identity = NodeIdentity::load(applicant.dir.view()).map_err(|e| Exit::failed(chain(&e)))?;
+    // The files may be gone when the cluster has been founded: it has its own copy of the key.
+    if identity.is_some_and(|identity| identity.enrolment().is_some()) {
+        return Ok(None);
+    }
+    if !applicant.config.bootstrap {
+        return Err(Exit::usage(
+            "--ca-cert and --ca-key are for the Server that begins a cluster: add --bootstrap, or leave them out",
+        ));
+    }
+    let own = OwnCa::read(certificate, key, applicant.config.ca_secret.as_ref(), now());
+    own.map(Some)
+        .map_err(|e| Exit::usage(format!("the CA of --ca-cert and --ca-key cannot be used: {}", chain(&e))))
 }
 
 /// What a Server goes by before its log brings the state: which history it belongs to, and for a joiner the Servers

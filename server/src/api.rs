@@ -36,7 +36,6 @@ use p2p_common::command::{Command, CommandBody, Outcome};
 use p2p_common::{ErrorCode, RequestId};
 use p2p_proto::status::refuse;
 use p2p_proto::v1;
-use p2p_runtime::ca::ClusterCa;
 use p2p_runtime::clock::{Clock, ClusterClock};
 use p2p_server_core::METHODS;
 use slog::Logger;
@@ -53,6 +52,7 @@ pub use peering::PeeringApi;
 pub use raft::RaftApi;
 
 use crate::audit::AuditLog;
+use crate::ca::CaStore;
 use crate::group::Group;
 use crate::hub_task::HubHandle;
 use crate::metrics::Metrics;
@@ -105,8 +105,8 @@ pub struct ApiContext {
     pub revoker: Revoker,
     /// The sessions of Peers.
     pub hub: HubHandle,
-    /// The CA with its key; none until it is handed over.
-    pub ca: watch::Receiver<Option<Arc<ClusterCa>>>,
+    /// The CAs and the keys of theirs that are here.
+    pub cas: CaStore,
     /// SHA-256 of the secret of the operator token that is good for this run and this Server only.
     pub local_operator: [u8; 32],
     /// The process's clock; its start counts as the Server's.

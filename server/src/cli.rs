@@ -6,6 +6,7 @@
 //! an operator token there, or any other by address, CA file and token.
 
 mod audit;
+mod ca;
 mod client;
 mod identity;
 mod members;
@@ -87,6 +88,11 @@ enum Verb {
     Revoke(revoke::RevokeArgs),
     /// List the keys that were revoked
     Revocations(ClientArgs),
+    /// Look at the cluster's CA and change it
+    Ca {
+        #[command(subcommand)]
+        verb: ca::CaVerb,
+    },
     /// Show what operators asked of one Server, and what was refused
     Audit(audit::AuditArgs),
     /// Write the cluster's whole state to a file
@@ -151,6 +157,7 @@ where
         Verb::Rejoin(args) => recovery::rejoin(&args),
         Verb::ForceNewCluster(args) => recovery::force(&args),
         Verb::Audit(args) => audit::run(&args),
+        Verb::Ca { verb: ca::CaVerb::Secret(args) } => ca::secret(&args),
         verb => ask(verb),
     };
     match done {
@@ -180,6 +187,7 @@ fn ask(verb: Verb) -> Result<(), Exit> {
             Verb::Run(_) | Verb::Restore(_) | Verb::Rejoin(_) | Verb::ForceNewCluster(_) | Verb::Audit(_) => {
                 Err(Exit::failed("this asks no Server"))
             }
+            Verb::Ca { verb } => ca::ask(verb).await,
             Verb::Members(args) => members::list(&args).await,
             Verb::Transfer(args) => members::transfer(&args).await,
             Verb::Remove(args) => members::remove(&args).await,
@@ -262,6 +270,13 @@ mod tests {
             "p2p-server revoke s3 --data d --emergency --force --json",
             "p2p-server revocations --data d --json",
             "p2p-server audit --data d --json --last 0",
+            "p2p-server ca status --data d --json",
+            "p2p-server ca rotate --data d",
+            "p2p-server ca rotate --data d --finish --force",
+            "p2p-server ca rotate --data d --abort",
+            "p2p-server ca secret --data d --ca-secret-file a --new-secret-file b",
+            "p2p-server ca secret --data d --remove",
+            "p2p-server run --data d --bootstrap --ca-cert ca.pem --ca-key key.pem --ca-secret-file s",
             "p2p-server backup --data d --out cluster.backup",
             "p2p-server restore --data e --from cluster.backup",
             "p2p-server restore --data e --from cluster.backup --keep-cluster-id --ca-key ca-key.pem",
@@ -275,6 +290,8 @@ mod tests {
             "p2p-server members",
             "p2p-server members --server h:1",
             "p2p-server run --dta d",
+            "p2p-server ca rotate --data d --force",
+            "p2p-server ca secret --data d",
             "p2p-server settings set voter_replace 5m --data d",
             "p2p-server identity set not-an-id --data d",
         ] {

@@ -9,14 +9,18 @@ use std::path::PathBuf;
 use p2p_common::addr::HostPort;
 use p2p_common::member::Member;
 use p2p_common::{NodeId, NodeKind};
+use p2p_runtime::ca::CaSecret;
 use p2p_runtime::config::VariableNames;
 use p2p_runtime::identity::Token;
 use p2p_runtime::logger::{LogFormat, parse_level};
-use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, socket};
+use p2p_runtime::settings::{BadSetting, bad, host_ports, join_token, name, own_id, secret, socket};
 use serde::{Deserialize, Serialize};
 
 /// The environment variables that are read.
-pub const VARIABLES: VariableNames = VariableNames { prefix: "P2P_SERVER_", others: &[] };
+pub const VARIABLES: VariableNames = VariableNames {
+    prefix: "P2P_SERVER_",
+    others: &[("P2P_CA_SECRET", "ca_secret"), ("P2P_CA_SECRET_FILE", "ca_secret_file")],
+};
 
 /// One layer of settings; every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
@@ -83,6 +87,27 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
 
+    /// File with the secret this Server's CA keys are encrypted under; keys in the clear are encrypted when it is
+    /// given for the first time. The secret itself may be in the environment, P2P_CA_SECRET
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret_file: Option<PathBuf>,
+
+    /// The secret itself: for the environment alone, a command line is seen by everybody
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_secret: Option<String>,
+
+    /// Certificate of a CA of your own (PEM, ECDSA P-256, CA:TRUE), for the cluster that --bootstrap begins
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_cert: Option<PathBuf>,
+
+    /// Its key (PEM); read once, and kept in the data directory from then on
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_key: Option<PathBuf>,
+
     /// error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,6 +144,10 @@ pub struct ServerConfig {
     pub join: Vec<HostPort>,
     /// The token to join with.
     pub token: Option<Token>,
+    /// What the CA keys are encrypted under; `None`: in the clear.
+    pub ca_secret: Option<CaSecret>,
+    /// Certificate and key of the CA to found a cluster with; `None`: a new one is made.
+    pub own_ca: Option<(PathBuf, PathBuf)>,
     /// From which level on records are logged.
     pub log_level: slog::Level,
     /// How log lines look.
@@ -141,6 +170,19 @@ impl RawConfig {
                 "joining needs a token: `p2p-server token create --role server` prints one",
             ));
         }
+        let own_ca = match (self.ca_cert, self.ca_key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (Some(_), None) => return Err(bad("ca_key", "--ca-cert needs the CA's key: --ca-key FILE")),
+            (None, Some(_)) => {
+                return Err(bad("ca_cert", "--ca-key needs the CA's certificate: --ca-cert FILE"));
+            }
+        };
+        let ca_secret = secret(
+            ("ca_secret", "ca_secret_file"),
+            self.ca_secret.as_deref(),
+            self.ca_secret_file.as_deref(),
+        )?;
         name("name", self.name.as_deref())?;
         name("zone", self.zone.as_deref())?;
         if self.advertise.len() > Member::ADDRESSES_MAX {
@@ -160,6 +202,8 @@ impl RawConfig {
             bootstrap: self.bootstrap.unwrap_or(false),
             join: host_ports("join", &self.join)?,
             token,
+            ca_secret,
+            own_ca,
             // What a user feels is logged at info; debug shows every decision.
             log_level: parse_level(self.log_level.as_deref().unwrap_or("info"))
                 .map_err(|e| bad("log_level", e))?,
@@ -202,6 +246,10 @@ mod tests {
             (RawConfig { name: Some("x".repeat(200)), ..minimal() }, "name"),
             (RawConfig { log_level: Some("loud".into()), ..minimal() }, "log_level"),
             (RawConfig { advertise: vec!["::1".into()], ..minimal() }, "advertise"),
+            (RawConfig { ca_secret: Some("short".into()), ..minimal() }, "ca_secret"),
+            (RawConfig { ca_secret_file: Some("/no/such/file".into()), ..minimal() }, "ca_secret_file"),
+            (RawConfig { ca_cert: Some("f".into()), ..minimal() }, "ca_key"),
+            (RawConfig { ca_key: Some("f".into()), ..minimal() }, "ca_cert"),
         ] {
             assert_eq!(raw.validate().unwrap_err().setting, setting);
         }

@@ -3,6 +3,7 @@
 mod admission;
 mod api;
 mod audit;
+pub mod ca;
 pub mod cli;
 mod cluster_clock;
 pub mod config;

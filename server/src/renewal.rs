@@ -14,17 +14,18 @@ use std::time::Duration;
 use p2p_common::addr::HostPort;
 use p2p_common::backoff::{Backoff, Jitter};
 use p2p_common::cluster_state::ClusterState;
-use p2p_common::{NodeId, NodeKind, UnixMs};
+use p2p_common::{Epoch, NodeId, NodeKind, UnixMs};
 use p2p_proto::{convert, v1};
-use p2p_runtime::ca::{CertificateGrant, ClusterCa};
+use p2p_runtime::ca::{CaKeys, CertificateGrant, ClusterCa};
 use p2p_runtime::clock::{Clock, ClusterClock};
 use p2p_runtime::exit::chain;
-use p2p_runtime::identity::{CertificateDates, DataDir, Enrolment, NodeIdentity, TrustBundle};
+use p2p_runtime::identity::{CertificateDates, DataDir, Enrolment, NodeIdentity, TrustBundle, TrustPosition};
 use p2p_runtime::tls::Credentials;
 use slog::{Logger, info, warn};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::position;
 use crate::raft::Proposer;
 use crate::transport::Remotes;
 
@@ -66,7 +67,7 @@ pub(crate) struct RenewalTask {
     pub credentials: Arc<Credentials>,
     /// Where others reach this Server: the names in its certificate.
     pub addresses: Vec<HostPort>,
-    pub ca: watch::Receiver<Option<Arc<ClusterCa>>>,
+    pub ca: watch::Receiver<CaKeys>,
     pub proposer: Proposer,
     pub remotes: Remotes,
     /// The process's.
@@ -77,7 +78,7 @@ pub(crate) struct RenewalTask {
 
 impl RenewalTask {
     /// Runs until the Server stops.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let spread = rand::random();
         // It came back at another place: whoever verifies it by name shall be able to.
         let mut moved = !self.addresses.iter().all(|address| self.credentials.is_named(address.host()));
@@ -94,6 +95,8 @@ impl RenewalTask {
                         () = self.stop.cancelled() => return,
                     };
                     match renewed {
+                        // One that lags behind may have signed with the CA before.
+                        Ok(()) if self.due_in(&state, spread).is_none() => backoff.fail(&mut jitter),
                         Ok(()) => {
                             moved = false;
                             backoff.reset();
@@ -112,6 +115,7 @@ impl RenewalTask {
                 // After a failure, too: what has changed may help.
                 Ok(_) = view.wait_for(|view| view.state.settings_revision != settings) => {}
                 Ok(()) = clock.changed() => {}
+                Ok(()) = self.ca.changed() => {}
                 () = self.stop.cancelled() => return,
             }
         }
@@ -122,6 +126,10 @@ impl RenewalTask {
         let now = self.credentials.clock().now();
         let dates = self.credentials.dates();
         let lifetime = grant(state, self.credentials.node_id(), now).lifetime;
+        let signs = self.ca.borrow().signs();
+        if signs.is_some() && signs != self.credentials.issuer() {
+            return None;
+        }
         due_in(dates, lifetime, spread, now)
     }
 
@@ -130,35 +138,36 @@ impl RenewalTask {
             let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
             identity.key().certificate_request(identity.id()).map_err(|e| chain(&e))?
         };
-        let ca = self.ca.borrow().clone();
-        let enrolment = match ca {
+        let ca = self.ca.borrow().signer().cloned();
+        let (enrolment, as_of) = match ca {
             Some(ca) => self.sign(&ca, &request).await?,
             None => self.ask(&request).await?,
         };
         let (dir, identity) = (Arc::clone(&self.dir), Arc::clone(&self.identity));
+        let credentials = Arc::clone(&self.credentials);
         let stored = tokio::task::spawn_blocking(move || {
             let mut identity = identity.lock().unwrap_or_else(PoisonError::into_inner);
-            identity.enrol(&dir, enrolment.clone()).map(|()| enrolment)
+            let kept = identity.renew(&dir, enrolment, as_of).map_err(|e| chain(&e))?;
+            credentials.replace(&kept.certificate, &kept.trust).map_err(|e| e.to_string())
         });
-        let stored = stored.await.map_err(|_| "the disk is not written any more".to_owned())?;
-        let enrolment = stored.map_err(|e| chain(&e))?;
-        self.credentials.replace(&enrolment.certificate, &enrolment.trust).map_err(|e| e.to_string())?;
+        stored.await.map_err(|_| "the disk is not written any more".to_owned())??;
         info!(self.log, "own certificate renewed"; "expires_unix_ms" => self.credentials.dates().not_after.0);
         Ok(())
     }
 
-    async fn sign(&self, ca: &ClusterCa, request: &[u8]) -> Result<Enrolment, String> {
+    async fn sign(&self, ca: &ClusterCa, request: &[u8]) -> Result<(Enrolment, TrustPosition), String> {
         let now = signing_time(self.credentials.clock(), &self.clock, &self.proposer).await;
         let state = &self.proposer.view().state;
         let names = self.addresses.iter().map(|address| address.host().to_owned()).collect();
         let grant = CertificateGrant { names, ..grant(state, self.credentials.node_id(), now) };
         let signed = ca.sign(request, &grant).map_err(|e| chain(&e))?;
         let trust = TrustBundle::from_der(state.trust_bundle.iter().cloned()).map_err(|e| chain(&e))?;
-        Ok(Enrolment { cluster_id: self.credentials.cluster_id(), certificate: signed.certificate, trust })
+        let cluster_id = self.credentials.cluster_id();
+        Ok((Enrolment { cluster_id, certificate: signed.certificate, trust }, position(state)))
     }
 
     /// Asks every Server that is connected.
-    async fn ask(&self, csr: &[u8]) -> Result<Enrolment, String> {
+    async fn ask(&self, csr: &[u8]) -> Result<(Enrolment, TrustPosition), String> {
         let mut last = "the CA key is not here, and no other server is connected".to_owned();
         for raft_id in self.proposer.view().others().into_keys() {
             let Some((id, channel)) = self.remotes.channel(raft_id) else { continue };
@@ -176,11 +185,13 @@ impl RenewalTask {
                 }
             };
             let trust = TrustBundle::from_der(reply.trust_bundle.iter().map(|der| der.to_vec()));
-            return Ok(Enrolment {
+            let as_of = TrustPosition { epoch: Epoch(reply.epoch), version: reply.trust_version };
+            let enrolment = Enrolment {
                 cluster_id: self.credentials.cluster_id(),
                 certificate: reply.certificate.to_vec().into(),
                 trust: trust.map_err(|e| chain(&e))?,
-            });
+            };
+            return Ok((enrolment, as_of));
         }
         Err(last)
     }

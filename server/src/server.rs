@@ -39,6 +39,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::{Admitted, Applicant, admit};
 use crate::api::{self, ApiContext, PeeringApi, RaftApi};
 use crate::audit::{AUDIT_FILE, AuditLog};
+use crate::ca::{CaStore, CaTask, Follower};
 use crate::cli::{ADDRESS_FILE, OPERATOR_TOKEN_FILE};
 use crate::cluster_clock::ClockTask;
 use crate::config::ServerConfig;
@@ -130,7 +131,7 @@ struct Parts {
 
 async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     let Parts { config, dir, clock, ports, limits, listen, addresses, incarnation, admitted, log } = parts;
-    let Admitted { identity, credentials, ca, store, stored, state, is_new } = admitted;
+    let Admitted { identity, credentials, ca_files, cas, store, stored, state, is_new } = admitted;
     // Its lock is held until this function ends: until nobody writes there any more.
     let dir = Arc::new(dir);
     let stop = CancellationToken::new();
@@ -176,7 +177,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         Group::new(proposer.clone(), remotes.clone(), raft_config, clock, log.new(o!("room" => "group")));
 
     let operator = leave_access(&dir, &identity, listen)?;
-    let (ca_tx, ca_rx) = watch::channel(ca);
+    let cas = CaStore::new(Arc::clone(&dir), ca_files, cas, Arc::clone(&credentials));
     let (ready_tx, ready) = watch::channel(Readiness::NotReady(vec!["starting".to_owned()]));
     let mut registry = Registry::with_prefix("p2p_server");
     transport_metrics.register(&mut registry);
@@ -250,7 +251,7 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         group: group.clone(),
         revoker: revoker.clone(),
         hub,
-        ca: ca_rx.clone(),
+        cas: cas.clone(),
         local_operator: operator.secret_hash(),
         clock,
         metrics,
@@ -259,14 +260,15 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
         log: log.new(o!("room" => "api")),
     };
     let peering =
-        PeeringApi::new(myself.clone(), proposer.clone(), group.clone(), revoker, ca_rx.clone(), log.clone());
+        PeeringApi::new(myself.clone(), proposer.clone(), group.clone(), revoker, cas.clone(), log.clone());
     let raft = RaftApi::new(
         remotes.clone(),
         driver.view.clone(),
         mailbox.clone(),
         transport_metrics,
         log.new(o!("room" => "transport")),
-    );
+    )
+    .telling_of(cas.clone());
     let routes = tonic::service::Routes::new(v1::peering_server::PeeringServer::new(peering))
         .add_service(v1::raft_server::RaftServer::new(raft).max_decoding_message_size(BATCH_BYTES_MAX));
     let nodes = NodeConnections::default();
@@ -314,19 +316,24 @@ async fn serve(parts: Parts, shutdown: Shutdown) -> Result<(), Exit> {
     };
     tasks.spawn(emergency.run());
     let mut alarms = remotes.alarms().watch();
-    let ca_key = upkeep::CaKey {
-        dir: Arc::clone(&dir),
+    let identity = Arc::new(Mutex::new(identity));
+    let ca_task = CaTask {
+        store: cas.clone(),
+        follower: Follower { identity: Arc::clone(&identity) },
         proposer: proposer.clone(),
+        reach: remotes.reach(),
         remotes: remotes.clone(),
-        log: log.clone(),
+        clock,
+        stop: stop.clone(),
+        log: log.new(o!("room" => "ca")),
     };
-    tasks.spawn(ca_key.fetch(ca_tx, stop.clone()));
+    tasks.spawn(ca_task.run());
     let renewal = RenewalTask {
         dir: Arc::clone(&dir),
-        identity: Arc::new(Mutex::new(identity)),
+        identity,
         credentials: myself.credentials,
         addresses,
-        ca: ca_rx,
+        ca: cas.watch_keys(),
         proposer: proposer.clone(),
         remotes: remotes.clone(),
         clock,

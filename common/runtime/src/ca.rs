@@ -1,8 +1,12 @@
 //! The cluster's certificate authority: [`ClusterCa`] signs requests of nodes into certificates.
 //!
-//! Its key is a file per Server (`ca-key.pem`, 0600), never part of the replicated state (SPEC I6). Whether a
+//! Its key is a file per Server ([`CaKeyFiles`]), never part of the replicated state (SPEC I6). Whether a
 //! node may have a certificate is decided elsewhere; here the only checks are that the request is signed by
 //! the key it asks a certificate for, and that the grant makes sense.
+
+mod keys;
+mod own;
+mod secret;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -18,9 +22,13 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, DnsName};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+pub use keys::{CaKeyFiles, CaKeys};
+pub use own::{BadOwnCa, OwnCa};
+pub use secret::{BadSecret, CaSecret};
+
 use crate::identity::{
-    BadTrust, CaFingerprint, DataDir, DataDirError, DataDirView, FileMode, GRANTS_OID, KeyError, NodeKey,
-    PeerIdentity, TRUST_FILE, TrustBundle, encode_grants, node_uri,
+    BadTrust, CaFingerprint, DataDirError, GRANTS_OID, KeyError, NodeKey, PeerIdentity, TrustBundle,
+    encode_grants, node_uri,
 };
 
 /// A CA outlives what it signs many times; a change of it is an operator's decision.
@@ -31,9 +39,10 @@ pub const PEER_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 pub const SERVER_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 /// From 1970 to the end of 9999, which says that there is no end (RFC 5280, 4.1.2.5).
 pub(crate) const MESH_LIFETIME: Duration = Duration::from_secs(253_402_300_799);
+/// A certificate for another CA starts this far back: longer than any certificate that one has signed has been good for.
+const VOUCHED_BACK_MS: u64 = 366 * 86_400 * 1_000;
 /// A certificate starts this far back, for clocks that are behind the signer's (SPEC I5).
 pub(crate) const BACKDATED: Duration = Duration::from_secs(3600);
-const KEY_FILE: &str = "ca-key.pem";
 
 /// Why the CA cannot be used or does not sign.
 #[derive(Debug, thiserror::Error)]
@@ -42,13 +51,16 @@ pub enum CaError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// The CA's key.
-    #[error("{KEY_FILE}: {0}")]
+    #[error("the CA key: {0}")]
     Key(#[from] KeyError),
+    /// The secret over the CA's key.
+    #[error(transparent)]
+    Secret(#[from] BadSecret),
     /// The trust bundle beside the key.
     #[error("ca.pem: {0}")]
     Trust(#[from] BadTrust),
     /// The key and the certificates beside it are of different CAs.
-    #[error("{KEY_FILE} fits no certificate in ca.pem: restore the pair that belongs together")]
+    #[error("the CA key fits no certificate in ca.pem: restore the pair that belongs together")]
     NoCertificate,
     /// The request is damaged, or not signed by the key it asks a certificate for.
     #[error("the certificate request is refused: {0}")]
@@ -160,7 +172,8 @@ impl ClusterCa {
         params.distinguished_name.push(DnType::CommonName, name);
         let key = key.into_pair();
         params.serial_number = Some(serial);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        // Room for the CA that follows it, which it vouches for.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         (params.not_before, params.not_after) = (not_before, not_after);
         let certificate = params.self_signed(&key).map_err(CaError::Sign)?.der().clone();
@@ -184,24 +197,53 @@ impl ClusterCa {
         Ok(ClusterCa { cluster_id, certificate, issuer })
     }
 
-    /// Takes the CA of a data directory; `None` when this Server holds no CA key.
+    /// The CA that shall follow another: with the key `key_pem` when it was made before, else with a new one.
     ///
     /// # Errors
-    /// When the files are damaged or do not belong together.
-    pub fn load(dir: &DataDirView, cluster_id: ClusterId) -> Result<Option<Self>, CaError> {
-        let Some(key) = dir.read(KEY_FILE)?.map(Zeroizing::new) else { return Ok(None) };
-        let key =
-            std::str::from_utf8(&key).map_err(|_| KeyError::NotAKey(rcgen::Error::CouldNotParseKeyPair))?;
-        let trust = TrustBundle::from_pem(&dir.read(TRUST_FILE)?.unwrap_or_default())?;
-        Self::from_parts(cluster_id, key, &trust).map(Some)
+    /// When the key is none, or as [`ClusterCa::create`].
+    pub fn next(cluster_id: ClusterId, key_pem: Option<&str>, now: UnixMs) -> Result<Self, CaError> {
+        let key = match key_pem {
+            Some(pem) => NodeKey::from_pem(pem)?,
+            None => NodeKey::generate()?,
+        };
+        Self::self_signed(cluster_id, key, serial()?, validity(now, CA_LIFETIME)?)
     }
 
-    /// Keeps the key in the data directory. The certificate is kept by the enrolment of the node itself.
+    /// Whether `key_pem` is the key of this CA.
+    pub fn has_key(&self, key_pem: &str) -> bool {
+        let ours = self.issuer.key().subject_public_key_info();
+        NodeKey::from_pem(key_pem).is_ok_and(|key| key.into_pair().subject_public_key_info() == ours)
+    }
+
+    /// A certificate by which who trusts this CA trusts `other`, too: tokens made before a change of the CA go on
+    /// working by it. None when `other` has a name that cannot be written again byte by byte.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub fn store_key(&self, dir: &DataDir) -> Result<(), CaError> {
-        Ok(dir.write(KEY_FILE, self.key_pem().as_bytes(), FileMode::Private)?)
+    /// When it cannot be signed.
+    pub fn vouch_for(
+        &self,
+        other: &ClusterCa,
+        now: UnixMs,
+    ) -> Result<Option<CertificateDer<'static>>, CaError> {
+        let subject = |der: &CertificateDer<'_>| {
+            let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+            let name = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
+            Some((certificate.subject().as_raw().to_vec(), name))
+        };
+        let Some((theirs, name)) = subject(&other.certificate) else { return Ok(None) };
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(serial()?);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = true;
+        (_, params.not_after) = validity(now, CA_LIFETIME)?;
+        // Good for whatever the other has signed so far.
+        (params.not_before, _) = validity(UnixMs(now.0.saturating_sub(VOUCHED_BACK_MS)), CA_LIFETIME)?;
+        let certificate =
+            params.signed_by(other.issuer.key(), &self.issuer).map_err(CaError::Sign)?.der().clone();
+        Ok(subject(&certificate).filter(|(ours, _)| *ours == theirs).map(|_| certificate))
     }
 
     /// The key in PEM: the cluster's greatest secret, for the file and for a Server whose join committed.
@@ -437,22 +479,19 @@ mod tests {
     }
 
     #[test]
-    fn comes_back_from_its_files_and_notices_a_foreign_key() {
-        let tmp = tempfile::tempdir().unwrap();
-        let dir = DataDir::open(tmp.path()).unwrap();
-        let ca = ca();
-        assert!(ClusterCa::load(dir.view(), ca.cluster_id()).unwrap().is_none());
-        ca.store_key(&dir).unwrap();
-        dir.write(TRUST_FILE, ca.trust().to_pem().as_bytes(), FileMode::Public).unwrap();
-        let again = ClusterCa::load(dir.view(), ca.cluster_id()).unwrap().unwrap();
-        assert_eq!(again.fingerprint(), ca.fingerprint());
+    fn never_shows_its_key() {
+        assert!(!format!("{:?}", ca()).contains("PRIVATE"));
+    }
 
-        let request = NodeKey::generate().unwrap().certificate_request(peer()).unwrap();
-        again.sign(&request, &CertificateGrant::new(peer(), unix_now())).unwrap();
-
-        self::ca().store_key(&dir).unwrap();
-        let refused = ClusterCa::load(dir.view(), ca.cluster_id());
-        assert!(matches!(refused, Err(CaError::NoCertificate)));
-        assert!(!format!("{again:?}").contains("PRIVATE"));
+    #[test]
+    fn one_ca_vouches_for_the_next() {
+        let (old, new, now) = (ca(), ca(), unix_now());
+        let vouched = old.vouch_for(&new, now).unwrap().expect("our own names are plain");
+        let (_, vouched) = x509_parser::parse_x509_certificate(&vouched).unwrap();
+        let (_, theirs) = x509_parser::parse_x509_certificate(new.certificate()).unwrap();
+        let (_, ours) = x509_parser::parse_x509_certificate(old.certificate()).unwrap();
+        assert_eq!(vouched.subject().as_raw(), theirs.subject().as_raw());
+        assert_eq!(vouched.issuer().as_raw(), ours.subject().as_raw());
+        assert_eq!(vouched.public_key().raw, theirs.public_key().raw);
     }
 }

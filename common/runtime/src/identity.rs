@@ -29,9 +29,9 @@ pub use certificate::{BadCertificate, CertificateDates, PeerIdentity};
 pub use data_dir::{DataDir, DataDirError, DataDirView, FileMode};
 pub use grants::grants_of_certificate;
 pub use key::{KeyError, NodeKey};
-pub use node::{Enrolment, IdentityError, NodeIdentity};
+pub use node::{Enrolment, IdentityError, NodeIdentity, TrustPosition};
 pub use token::{BadToken, Token};
-pub use trust::{BadTrust, CaFingerprint, TrustBundle};
+pub use trust::{BadTrust, CaDescription, CaFingerprint, TrustBundle};
 
 pub(crate) use certificate::node_uri;
 pub(crate) use grants::{GRANTS_OID, encode as encode_grants};

@@ -286,6 +286,44 @@ async fn a_token_recognises_its_cluster_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_token_made_before_a_change_of_the_ca_is_good_while_the_old_one_vouches() {
+    let (old, new) = (ca(CLUSTER), ca(CLUSTER));
+    let both = TrustBundle::from_der([old.certificate().to_vec(), new.certificate().to_vec()]).unwrap();
+    let server = Node::new(&old, server_id(1));
+    assert_eq!(server.credentials.issuer(), Some(old.fingerprint()));
+    let renewed = enrolment(&new, &server.identity, unix_now(), both);
+    server.credentials.replace(&renewed.certificate, &renewed.trust).unwrap();
+    assert_eq!(server.credentials.issuer(), Some(new.fingerprint()));
+    let tls = ServerTls::api(Arc::clone(&server.credentials));
+    let enrol = async |ca: &ClusterCa| {
+        let token = Token::mint(TokenRole::Peer, CLUSTER, ca.fingerprint()).unwrap();
+        meet(&Connector::enrol(&token).unwrap(), &tls).await.0
+    };
+    assert!(enrol(&old).await.is_err(), "the old CA has not signed what is shown");
+    let vouching = old.vouch_for(&new, unix_now()).unwrap().unwrap();
+    server.credentials.show_vouching(vec![vouching.clone()]).unwrap();
+    enrol(&old).await.unwrap();
+    enrol(&new).await.unwrap();
+    // So do clients that have the old ca.pem.
+    meet(&Connector::public(&old.trust()).unwrap(), &tls).await.0.unwrap();
+    // Nodes are signed by a trusted CA itself.
+    let peer = Node::new(&old, peer_id(2));
+    let connector = Connector::node(Arc::clone(&peer.credentials), exactly(&server));
+    assert!(meet(&connector, &tls).await.0.is_err());
+
+    let renewed = enrolment(&new, &server.identity, unix_now(), new.trust());
+    server.credentials.replace(&renewed.certificate, &renewed.trust).unwrap();
+    server.credentials.show_vouching(Vec::new()).unwrap();
+    let refused = enrol(&old).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::OtherCa) && refused.to_string().contains("has changed its CA"));
+    enrol(&new).await.unwrap();
+    // Somebody else's word is worth nothing.
+    let other = ca(CLUSTER);
+    server.credentials.show_vouching(vec![other.vouch_for(&new, unix_now()).unwrap().unwrap()]).unwrap();
+    assert!(enrol(&old).await.is_err());
+}
+
+#[tokio::test]
 async fn showing_the_right_ca_beside_a_foreign_certificate_convinces_nobody() {
     let (real, fake) = (ca(CLUSTER), ca(CLUSTER));
     let impostor = Node::new(&fake, server_id(1));

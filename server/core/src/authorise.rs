@@ -71,6 +71,8 @@ pub const METHODS: &[(&str, &[CallerKind])] = &[
     ("/p2p.v1.Operator/ChangeSetting", &[Operator]),
     ("/p2p.v1.Operator/Revoke", &[Operator]),
     ("/p2p.v1.Operator/ListRevocations", &[Operator]),
+    ("/p2p.v1.Operator/GetCaStatus", &[Operator]),
+    ("/p2p.v1.Operator/RotateCa", &[Operator]),
     ("/p2p.v1.Operator/Backup", &[Operator]),
     ("/p2p.v1.Operator/TransferMaster", &[Operator]),
     ("/p2p.v1.Operator/RemoveMember", &[Operator]),

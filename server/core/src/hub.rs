@@ -1,8 +1,8 @@
 //! All that concerns the sessions of Peers at this Server, behind one owner.
 //!
 //! It composes [`PeerTable`] (A), [`LinkReports`] (B), [`PeerPushes`] (E), [`MemberNews`] (C towards Peers),
-//! [`RevocationNews`] and [`Heartbeats`], and has no rules of its own: it tells each room what happened and each session that there is
-//! something for it.
+//! [`RevocationNews`], [`TrustNews`] (CAs) and [`Heartbeats`], and has no rules of its own: it tells each room what
+//! happened and each session that there is something for it.
 //!
 //! # The driving contract
 //!
@@ -47,6 +47,7 @@ use crate::peers::{Arrival, ArrivalRefused, PeerRow, PeerTable, SESSIONS_MAX, Wi
 use crate::push::PeerPushes;
 use crate::revocations::RevocationNews;
 use crate::session::SessionId;
+use crate::trust_news::TrustNews;
 use crate::visibility::{Viewer, visible_entry};
 
 /// How often [`Hub::handle_tick`] is called; heartbeats and silence are noticed at most this late.
@@ -151,6 +152,8 @@ pub struct NewlyWithheld {
 pub enum Down {
     /// Keys that open nothing any more.
     Revocations(RevocationPush),
+    /// The trusted CAs of this state.
+    Trust(Arc<ClusterState>),
     /// Table C of this state.
     Members(Arc<ClusterState>),
     /// Table E.
@@ -186,6 +189,7 @@ pub struct Hub {
     links: LinkReports,
     pushes: PeerPushes,
     members: MemberNews,
+    trust: TrustNews,
     revocations: RevocationNews,
     heartbeats: Heartbeats,
     /// What each session was told of its own grants; none yet counts as everybody's.
@@ -204,6 +208,7 @@ impl Hub {
             pushes: PeerPushes::new(config.incarnation),
             revocations: RevocationNews::new(&state),
             members: MemberNews::new(state),
+            trust: TrustNews::new(),
             heartbeats: Heartbeats::new(config.heartbeat, config.silence),
             told: BTreeMap::new(),
             idle: BTreeSet::new(),
@@ -240,6 +245,7 @@ impl Hub {
         self.pushes.open(session, peer, resume.view);
         self.pushes.set(entry);
         self.members.open(session);
+        self.trust.open(session);
         self.revocations.open(session, resume.revocations);
         self.heartbeats.open(session, now);
         self.idle.insert(session);
@@ -288,11 +294,12 @@ impl Hub {
     pub fn handle_cluster_state(&mut self, state: Arc<ClusterState>) {
         let revoked = self.revocations.update(&state);
         let others_grants = state.grants_version != self.members.state().grants_version;
+        let others_trusted = state.trust_version != self.members.state().trust_version;
         let others_members = self.members.update(state);
         if others_grants {
             self.regrant();
         }
-        if others_members || others_grants || revoked {
+        if others_members || others_grants || others_trusted || revoked {
             self.wake_all();
         }
         if revoked {
@@ -356,6 +363,9 @@ impl Hub {
         // Ahead of all that could lead to a link.
         if let Some(push) = self.revocations.poll_push(session) {
             return Some(Down::Revocations(push));
+        }
+        if let Some(state) = self.trust.poll_news(session, self.members.state()) {
+            return Some(Down::Trust(state));
         }
         if let Some(state) = self.members.poll_news(session) {
             return Some(Down::Members(state));
@@ -448,6 +458,7 @@ impl Hub {
     fn forget_reader(&mut self, session: SessionId) {
         self.pushes.close(session);
         self.members.close(session);
+        self.trust.close(session);
         self.revocations.close(session);
         self.heartbeats.close(session);
         self.told.remove(&session);

@@ -81,8 +81,6 @@ pub struct Renewal {
     pub id: NodeId,
     /// Its key, the possession of which was proved with it.
     pub key_hash: KeyHash,
-    /// A CA of this cluster has signed it.
-    pub chained: bool,
     /// How long it has been over; none while it is not.
     pub expired_for: Option<Duration>,
     /// The key of the certificate that is asked for.
@@ -102,12 +100,6 @@ pub enum RenewalRefused {
         asked: KeyHash,
         /// The key in the certificate.
         shown: KeyHash,
-    },
-    /// Its certificate is of a CA that is no more.
-    #[error("{id} shows a certificate of a CA this cluster no longer has: enrol it again with a join token")]
-    OtherCa {
-        /// Whose it is.
-        id: NodeId,
     },
     /// Its certificate has been over for too long.
     #[error(
@@ -130,13 +122,14 @@ impl RenewalRefused {
         match self {
             RenewalRefused::Identity(refused) => refused.code(),
             RenewalRefused::OtherKey { .. } => ErrorCode::BadRequest,
-            RenewalRefused::OtherCa { .. } | RenewalRefused::TooOld { .. } => ErrorCode::CertificateExpired,
+            RenewalRefused::TooOld { .. } => ErrorCode::CertificateExpired,
         }
     }
 }
 
 /// The identity that gets another certificate: who is bound and not revoked, keeps its key, and shows a certificate that is
-/// not over for longer than `grace`. No quorum is needed, and none is asked (SPEC I5).
+/// not over for longer than `grace`. Which CA has signed that one is not asked: a node that was away while the CA was
+/// changed is known by its key, like any other. No quorum is needed, and none is asked (SPEC I5).
 ///
 /// # Errors
 /// When it gets none.
@@ -145,13 +138,10 @@ pub fn check_renewal<'a>(
     renewal: &Renewal,
     grace: Duration,
 ) -> Result<&'a IdentityRecord, RenewalRefused> {
-    let &Renewal { id, key_hash, chained, expired_for, asked } = renewal;
+    let &Renewal { id, key_hash, expired_for, asked } = renewal;
     let record = check_identity(state, id, key_hash)?;
     if asked != key_hash {
         return Err(RenewalRefused::OtherKey { asked, shown: key_hash });
-    }
-    if !chained {
-        return Err(RenewalRefused::OtherCa { id });
     }
     match expired_for {
         Some(over) if over > grace => Err(RenewalRefused::TooOld { id, over, grace }),
@@ -206,7 +196,7 @@ mod tests {
         let id = NodeId::new(NodeKind::Peer, Uuid::from_u128(1));
         let key_hash = KeyHash([1; 32]);
         let mut state = ClusterState::new(ClusterId::new(Uuid::from_u128(9)), Epoch(0), Vec::new());
-        let good = Renewal { id, key_hash, chained: true, expired_for: None, asked: key_hash };
+        let good = Renewal { id, key_hash, expired_for: None, asked: key_hash };
         let unknown = check_renewal(&state, &good, GRACE).unwrap_err();
         assert_eq!(unknown.code(), ErrorCode::Unauthenticated);
         state.identities.insert(id, record(id, key_hash));
@@ -216,7 +206,6 @@ mod tests {
             (good, None),
             (Renewal { expired_for: over(100), ..good }, None),
             (Renewal { expired_for: over(101), ..good }, Some(ErrorCode::CertificateExpired)),
-            (Renewal { chained: false, ..good }, Some(ErrorCode::CertificateExpired)),
             (Renewal { asked: other, ..good }, Some(ErrorCode::BadRequest)),
             (Renewal { key_hash: other, asked: other, ..good }, Some(ErrorCode::IdTaken)),
         ] {

@@ -1,12 +1,14 @@
 //! The founding of a cluster: its id, its CA, its first state with one member; from nothing, or from a restored
 //! backup.
 
+use std::sync::Arc;
+
 use p2p_common::ClusterId;
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::command::IdentityRecord;
 use p2p_common::member::Member;
 use p2p_proto::convert;
-use p2p_runtime::ca::{CaError, CertificateGrant, ClusterCa};
+use p2p_runtime::ca::{CaError, CaKeyFiles, CertificateGrant, ClusterCa, OwnCa};
 use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::identity::{Enrolment, NodeIdentity};
 use p2p_server_raft::founding_write;
@@ -16,14 +18,26 @@ use super::{Applicant, FIRST_EPOCH, certificate_names, now, random_uuid};
 use crate::recovery::StagedState;
 use crate::store::{Origin, Store};
 
+/// Where the CA of a new cluster comes from and goes to.
+pub(super) struct Cas<'a> {
+    /// Where its key is kept.
+    pub files: &'a CaKeyFiles,
+    /// One that the operator brings; none makes a new one.
+    pub own: Option<OwnCa>,
+}
+
 /// Whether this Server is to found a cluster without asking anybody: told so, or killed while it did.
-pub(super) fn wanted(applicant: &Applicant<'_>, identity: &NodeIdentity) -> Result<bool, Exit> {
+pub(super) fn wanted(
+    applicant: &Applicant<'_>,
+    files: &CaKeyFiles,
+    identity: &NodeIdentity,
+) -> Result<bool, Exit> {
     match identity.enrolment() {
         None => Ok(applicant.config.bootstrap && applicant.config.join.is_empty()),
         // A joiner gets the CA key after its join only, so an enrolled Server that has it and no store is a founder.
         Some(enrolment) => {
-            let ca = ClusterCa::load(applicant.dir.view(), enrolment.cluster_id);
-            Ok(ca.map_err(|e| Exit::failed(chain(&e)))?.is_some())
+            let cas = files.load(applicant.dir.view(), enrolment.cluster_id);
+            Ok(!cas.map_err(|e| Exit::failed(chain(&e)))?.is_empty())
         }
     }
 }
@@ -31,6 +45,7 @@ pub(super) fn wanted(applicant: &Applicant<'_>, identity: &NodeIdentity) -> Resu
 /// Founds the cluster: everything is durable when it returns.
 pub(super) fn found(
     applicant: &Applicant<'_>,
+    cas: &Cas<'_>,
     identity: &mut NodeIdentity,
     store: &mut Store,
     staged: Option<StagedState>,
@@ -44,7 +59,7 @@ pub(super) fn found(
         // A restored state without a CA gets a new one; the key of one that is kept was put here by the restore.
         let kept = restored.as_ref().is_some_and(|state| !state.trust_bundle.is_empty());
         let enrolment =
-            certify(applicant, identity, cluster_id, kept).map_err(|e| Exit::failed(chain(&e)))?;
+            certify(applicant, cas, identity, cluster_id, kept).map_err(|e| Exit::failed(chain(&e)))?;
         identity.enrol(applicant.dir, enrolment).map_err(|e| Exit::failed(chain(&e)))?;
     }
     let enrolment = identity.enrolment().expect("it was just enrolled");
@@ -59,20 +74,22 @@ pub(super) fn found(
     Ok(())
 }
 
-/// The CA, `kept` or new, and this Server's certificate by it. A CA key left by a founder that was killed before it
+/// The CA, `kept`, brought or new, and this Server's certificate by it. A CA key left by a founder that was killed before it
 /// had a certificate is replaced: nobody has seen it.
 fn certify(
     applicant: &Applicant<'_>,
+    cas: &Cas<'_>,
     identity: &NodeIdentity,
     cluster_id: ClusterId,
     kept: bool,
 ) -> Result<Enrolment, CaError> {
-    let kept = if kept { ClusterCa::load(applicant.dir.view(), cluster_id)? } else { None };
-    let ca = match kept {
-        Some(ca) => ca,
-        None => ClusterCa::create(cluster_id, now())?,
+    let kept = if kept { cas.files.load(applicant.dir.view(), cluster_id)?.pop() } else { None };
+    let ca = match (kept, &cas.own) {
+        (Some(ca), _) => ca,
+        (None, Some(own)) => Arc::new(own.ca(cluster_id)?),
+        (None, None) => Arc::new(ClusterCa::create(cluster_id, now())?),
     };
-    ca.store_key(applicant.dir)?;
+    cas.files.keep(applicant.dir, std::slice::from_ref(&ca))?;
     let request = identity.key().certificate_request(identity.id())?;
     let mut grant = CertificateGrant::new(identity.id(), now());
     grant.names = certificate_names(applicant.addresses);
@@ -89,7 +106,11 @@ fn first_state(
     let trust = enrolment.trust.certificates().iter().map(|certificate| certificate.to_vec()).collect();
     let mut state =
         restored.unwrap_or_else(|| ClusterState::new(enrolment.cluster_id, FIRST_EPOCH, Vec::new()));
-    state.trust_bundle = trust;
+    if state.trust_bundle != trust {
+        // Of a change of the CA that the backup was taken in, the CA is left whose key was brought.
+        (state.trust_bundle, state.signer) = (trust, 0);
+        state.trust_version += 1;
+    }
     let (id, key_hash) = (identity.id(), identity.key().key_hash());
     if state.identities.get(&id).is_some_and(|bound| bound.key_hash != key_hash) {
         return Err(Exit::usage(format!(

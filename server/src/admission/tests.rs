@@ -26,7 +26,7 @@ async fn start(dir: &Path, bootstrap: bool) -> Result<Admitted, Exit> {
 async fn founded() -> (TempDir, p2p_common::ClusterId) {
     let dir = tempfile::tempdir().unwrap();
     let admitted = start(dir.path(), true).await.unwrap();
-    assert!(admitted.is_new && admitted.ca.is_some());
+    assert!(admitted.is_new && !admitted.cas.is_empty());
     assert_eq!(admitted.stored.origin.raft_id, 1);
     let cluster_id = admitted.state.cluster_id;
     (dir, cluster_id)

@@ -94,7 +94,7 @@ impl EnrollApi {
 
 /// The CA with its key.
 pub(super) fn signing_ca(context: &ApiContext) -> Result<Arc<ClusterCa>, Status> {
-    context.ca.borrow().clone().ok_or_else(|| {
+    context.cas.keys().signer().cloned().ok_or_else(|| {
         refuse(
             ErrorCode::Unavailable,
             "this server does not hold the CA key yet: ask another one, or here in a moment",
@@ -189,7 +189,6 @@ impl Enroll for EnrollApi {
         let renewal = Renewal {
             id: node.node_id,
             key_hash: node.key_hash,
-            chained: shown.is_some_and(|shown| shown.chained),
             expired_for: shown.and_then(|shown| shown.dates.expired_for(grant.now)),
             asked: signed.key_hash,
         };
@@ -201,6 +200,8 @@ impl Enroll for EnrollApi {
         Ok(Response::new(v1::RenewReply {
             certificate: signed.certificate.to_vec().into(),
             trust_bundle: view.state.trust_bundle.iter().map(|der| der.clone().into()).collect(),
+            epoch: view.state.epoch.0,
+            trust_version: view.state.trust_version,
         }))
     }
 }

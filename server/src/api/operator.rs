@@ -4,6 +4,7 @@
 //! The client mints a token's id and secret and sends the secret's hash, so that a repeated request names the same
 //! token. When it ends is decided here, by this Server's clock, and replicated with it.
 
+mod ca;
 mod identities;
 
 use std::pin::Pin;
@@ -20,7 +21,6 @@ use p2p_common::{ErrorCode, NodeId, NodeKind, UnixMs};
 use p2p_proto::status::{malformed, refuse};
 use p2p_proto::v1::operator_server::Operator;
 use p2p_proto::{convert, v1};
-use p2p_runtime::identity::CaFingerprint;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -131,12 +131,12 @@ impl Operator for OperatorApi {
                 ),
             )
         })?;
-        let ca = view.state.trust_bundle.first();
+        let ca = crate::ca::signer(&view.state);
         let ca = ca.ok_or_else(|| refuse(ErrorCode::Internal, "the cluster has no CA"))?;
         Ok(Response::new(v1::CreateTokenReply {
             expires_at_unix_ms: token.expires_at.0,
             cluster_id: view.state.cluster_id.to_string(),
-            ca_fingerprint: CaFingerprint::of(ca).0.to_vec().into(),
+            ca_fingerprint: ca.0.to_vec().into(),
         }))
     }
 
@@ -290,6 +290,29 @@ impl Operator for OperatorApi {
             // Its outcome is that of another request: a client that uses an id twice.
             _ => Err(bad("request_id", "it was used for another request before: mint one per request")),
         }
+    }
+
+    async fn get_ca_status(
+        &self,
+        _: Request<v1::GetCaStatusRequest>,
+    ) -> Result<Response<v1::GetCaStatusReply>, Status> {
+        self.context.read_barrier().await?;
+        Ok(Response::new(ca::status(&self.context, &self.context.proposer.view())?))
+    }
+
+    async fn rotate_ca(
+        &self,
+        request: Request<v1::RotateCaRequest>,
+    ) -> Result<Response<v1::RotateCaReply>, Status> {
+        let about = AuditTarget::of(&request);
+        let request = request.into_inner();
+        let request_id = convert::request_id(&request.request_id).map_err(|e| malformed(&e))?;
+        about.set(format_args!(
+            "ca {}{}",
+            request.step().as_str_name().trim_start_matches("ROTATE_CA_STEP_").to_lowercase(),
+            if request.force { " force" } else { "" }
+        ));
+        Ok(Response::new(ca::rotate(&self.context, request_id, &request).await?))
     }
 
     async fn transfer_master(

@@ -1,19 +1,17 @@
 //! What Servers ask of each other besides raft: to join, for the CA key, to run a proposal at the leader.
 
-use std::sync::Arc;
-
 use p2p_common::ErrorCode;
 use p2p_common::addr::HostPort;
 use p2p_common::command::{Command, CommandBody, Outcome};
 use p2p_common::member::Member;
 use p2p_proto::status::{malformed, refuse};
 use p2p_proto::{convert, v1};
-use p2p_runtime::ca::ClusterCa;
 use p2p_runtime::grpc::CallerInfo;
+use p2p_runtime::identity::CaFingerprint;
 use slog::{Logger, info, warn};
-use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use crate::ca::CaStore;
 use crate::group::Group;
 use crate::raft::{ProposeError, Proposer};
 use crate::revocation::{Revoker, emergencies_from};
@@ -27,21 +25,21 @@ pub struct PeeringApi {
     proposer: Proposer,
     group: Group,
     revoker: Revoker,
-    ca: watch::Receiver<Option<Arc<ClusterCa>>>,
+    cas: CaStore,
     log: Logger,
 }
 
 impl PeeringApi {
-    /// Serves what `proposer` and, once there, `ca` can give.
+    /// Serves what `proposer` and `cas` can give.
     pub fn new(
         myself: Myself,
         proposer: Proposer,
         group: Group,
         revoker: Revoker,
-        ca: watch::Receiver<Option<Arc<ClusterCa>>>,
+        cas: CaStore,
         log: Logger,
     ) -> Self {
-        PeeringApi { myself, proposer, group, revoker, ca, log }
+        PeeringApi { myself, proposer, group, revoker, cas, log }
     }
 }
 
@@ -127,17 +125,21 @@ impl v1::peering_server::Peering for PeeringApi {
     ) -> Result<Response<v1::FetchCaKeyReply>, Status> {
         let caller = caller_of(&request)?;
         let identity = identity_of(&caller)?;
-        check_hello(&self.myself, request.into_inner().hello, &caller)?;
+        let request = request.into_inner();
+        let fingerprint =
+            convert::sha256(&request.ca_fingerprint, "ca_fingerprint").map_err(|e| malformed(&e))?;
+        check_hello(&self.myself, request.hello, &caller)?;
         // The greatest secret goes to whoever is a member now, as the whole cluster sees it (SPEC I6).
         self.proposer.read_barrier().await.map_err(|e| refused(&e))?;
         if !self.proposer.view().has_member(identity.node_id, identity.key_hash) {
             let message = format!("{} is not a member: join first", identity.node_id);
             return Err(refuse(ErrorCode::Forbidden, message));
         }
-        let ca = self.ca.borrow().clone();
-        let ca =
-            ca.ok_or_else(|| refuse(ErrorCode::Unavailable, "this server has no CA key yet: ask another"))?;
-        info!(self.log, "CA key handed over"; "to" => identity.node_id);
+        let keys = self.cas.keys();
+        let ca = keys.get(CaFingerprint(fingerprint)).ok_or_else(|| {
+            refuse(ErrorCode::Unavailable, "this server has no key of this CA yet: ask another")
+        })?;
+        info!(self.log, "CA key handed over"; "to" => identity.node_id, "ca" => %ca.fingerprint());
         Ok(Response::new(v1::FetchCaKeyReply { ca_key_pem: ca.key_pem().as_bytes().to_vec().into() }))
     }
 

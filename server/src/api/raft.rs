@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::peering::caller_of;
+use crate::ca::{CaHere, CaStore};
 use crate::raft::{Mailbox, View, wire};
 use crate::transport::{Assembly, Inbound, Place, Remotes, StreamKind, TransportMetrics, handshake};
 
@@ -43,6 +44,7 @@ struct Shared {
     view: watch::Receiver<Arc<View>>,
     mailbox: Mailbox,
     metrics: TransportMetrics,
+    cas: Option<CaStore>,
     snapshots: Semaphore,
     log: Logger,
 }
@@ -57,7 +59,17 @@ impl RaftApi {
         log: Logger,
     ) -> Self {
         let snapshots = Semaphore::new(SNAPSHOTS_MAX);
-        RaftApi { shared: Arc::new(Shared { remotes, view, mailbox, metrics, snapshots, log }) }
+        let shared = Shared { remotes, view, mailbox, metrics, cas: None, snapshots, log };
+        RaftApi { shared: Arc::new(shared) }
+    }
+
+    /// Says in probes what this Server has of the CAs, too.
+    #[must_use]
+    pub fn telling_of(mut self, cas: CaStore) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.cas = Some(cas);
+        }
+        self
     }
 }
 
@@ -78,7 +90,13 @@ impl Shared {
     }
 
     fn probe_reply(&self, hello: Option<v1::Hello>) -> v1::RaftProbeReply {
-        v1::RaftProbeReply { hello, unix_ms: unix_now().0, uptime_ms: self.uptime_ms() }
+        let cas = self.cas.as_ref().map(|cas| cas.here(&self.view.borrow().state)).unwrap_or_default();
+        v1::RaftProbeReply {
+            hello,
+            unix_ms: unix_now().0,
+            uptime_ms: self.uptime_ms(),
+            cas: cas.iter().map(ca_to).collect(),
+        }
     }
 
     fn uptime_ms(&self) -> u64 {
@@ -276,6 +294,16 @@ impl v1::raft_server::Raft for RaftApi {
             }
         });
         Ok(Response::new(ReceiverStream::new(rx)))
+    }
+}
+
+/// What a Server has of a CA, as it is told.
+pub(super) fn ca_to(ca: &CaHere) -> v1::CaAtServer {
+    v1::CaAtServer {
+        fingerprint: ca.fingerprint.0.to_vec().into(),
+        has_key: ca.has_key,
+        is_own: ca.is_own,
+        sessions: ca.sessions,
     }
 }
 

@@ -178,7 +178,10 @@ impl SessionTask {
         let over = match self.open().await {
             Ok(session) => {
                 drop(slot);
-                self.serve(session).await
+                let id = session.id;
+                let over = self.serve(session).await;
+                self.context.cas.forget(id);
+                over
             }
             Err(over) => over,
         };
@@ -231,6 +234,7 @@ impl SessionTask {
         // Numbers count within an epoch: a forced recovery may have lost the last ones.
         let revocations = if hello.epoch == myself.epoch { open.revocations_known } else { 0 };
         let session = self.context.hub.open(arrival, Resume { view: resume, revocations }).await?;
+        self.context.cas.hear(session.id, self.peer.node_id, &open.signed_by);
         let (version, members) = (session.state.members_version, session.state.members.values());
         let welcome = DownMessage::Welcome(v1::SessionWelcome {
             hello: Some(convert::hello_to(&myself.hello(Some(self.peer.node_id)))),
@@ -239,7 +243,10 @@ impl SessionTask {
             now_unix_ms: myself.credentials.clock().now().0,
             revocations_follow: true,
         });
-        self.down.send(Ok(message(welcome))).await.map_err(|_| Over::Gone)?;
+        if self.down.send(Ok(message(welcome))).await.is_err() {
+            self.context.cas.forget(session.id);
+            return Err(Over::Gone);
+        }
         Ok(session)
     }
 
@@ -303,6 +310,12 @@ impl SessionTask {
     fn down_to(&self, down: &Down) -> DownMessage {
         match down {
             Down::Revocations(push) => DownMessage::Revocations(convert::revocations_to(push)),
+            Down::Trust(state) => DownMessage::Trust(v1::Trust {
+                epoch: state.epoch.0,
+                version: state.trust_version,
+                bundle: state.trust_bundle.iter().map(|der| der.clone().into()).collect(),
+                signer: u32::try_from(state.signer).unwrap_or_default(),
+            }),
             Down::Members(state) => {
                 DownMessage::Members(convert::member_table_to(state.members_version, state.members.values()))
             }
@@ -313,7 +326,7 @@ impl SessionTask {
             }),
             Down::Heartbeat => {
                 let now_unix_ms = self.context.myself.credentials.clock().now().0;
-                DownMessage::Heartbeat(v1::Heartbeat { now_unix_ms })
+                DownMessage::Heartbeat(v1::Heartbeat { now_unix_ms, ..v1::Heartbeat::default() })
             }
         }
     }
@@ -327,8 +340,12 @@ impl SessionTask {
             Some(UpMessage::Links(report)) => {
                 hub.links(session, convert::links_from(report.links)?).await?;
             }
+            Some(UpMessage::Heartbeat(heartbeat)) => {
+                self.context.cas.hear(session, self.peer.node_id, &heartbeat.signed_by);
+                hub.heartbeat(session).await?;
+            }
             // A message of a newer version says at least that somebody is there.
-            Some(UpMessage::Heartbeat(_)) | None => hub.heartbeat(session).await?,
+            None => hub.heartbeat(session).await?,
             Some(UpMessage::Open(_)) => return Err(end(ErrorCode::BadRequest, "a second OPEN")),
         }
         Ok(())

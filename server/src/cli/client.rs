@@ -52,8 +52,6 @@ pub(super) type Authorised = InterceptedService<Channel, Bearer>;
 pub(super) struct Client {
     channel: Channel,
     bearer: Bearer,
-    /// Whom it was checked against.
-    pub(super) trust: TrustBundle,
     /// Where it is.
     pub(super) address: HostPort,
 }
@@ -93,7 +91,7 @@ impl Client {
             .map_err(|_| Exit::usage("the token has characters no token has"))?;
         value.set_sensitive(true);
         let bearer = Bearer { value, timeout: Some(args.timeout) };
-        Ok(Client { channel: connection.channel, bearer, trust, address })
+        Ok(Client { channel: connection.channel, bearer, address })
     }
 
     /// Look-ups.

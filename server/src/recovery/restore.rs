@@ -13,11 +13,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use p2p_common::cluster_state::ClusterState;
 use p2p_common::shared::SharedMap;
 use p2p_common::{ClusterId, Epoch, RecoveryId};
-use p2p_runtime::ca::ClusterCa;
+use p2p_runtime::ca::{CaKeyFiles, ClusterCa};
 use p2p_runtime::exit::{Exit, chain};
 use p2p_runtime::identity::{DataDir, FileMode, TrustBundle};
 use zeroize::Zeroizing;
@@ -81,6 +82,7 @@ pub fn restore(data: &Path, from: &Path, keep: Option<&KeepCluster>) -> Result<R
             state.cluster_id = ClusterId::new(random_uuid()?);
             // The founder makes the CA.
             state.trust_bundle.clear();
+            state.signer = 0;
         }
     }
     StagedState(state.clone()).store(&dir, provenance.clone())?;
@@ -114,7 +116,8 @@ fn keep_ca(dir: &DataDir, state: &ClusterState, keep: &KeepCluster) -> Result<()
         .map_err(|e| Exit::usage(format!("{path} is not the CA key of this cluster: {}", chain(&e))))?;
     dir.write(TRUST_FILE, trust.to_pem().as_bytes(), FileMode::Public)
         .map_err(|e| Exit::failed(chain(&e)))?;
-    ca.store_key(dir).map_err(|e| Exit::failed(chain(&e)))
+    // The first `run` encrypts it, when it is given a secret.
+    CaKeyFiles::default().keep(dir, &[Arc::new(ca)]).map_err(|e| Exit::failed(chain(&e)))
 }
 
 /// The state that waits for its founder. Without a trust bundle the founder makes a CA.

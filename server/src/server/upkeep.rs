@@ -1,30 +1,22 @@
-//! What a running Server does beside serving: keeps its row of table C true, gets the CA key, says whether it is
-//! ready.
+//! What a running Server does beside serving: keeps its row of table C true, says whether it is ready.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::addr::HostPort;
 use p2p_common::command::{Command, CommandBody, Outcome};
-use p2p_common::member::{MemberRole, RaftId};
+use p2p_common::member::MemberRole;
 use p2p_common::{NodeId, RequestId};
-use p2p_proto::{convert, v1};
 use p2p_runtime::admin::Readiness;
-use p2p_runtime::ca::ClusterCa;
-use p2p_runtime::exit::chain;
-use p2p_runtime::identity::{DataDir, TrustBundle};
 use slog::{Logger, debug, info, warn};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 use crate::raft::{Proposer, View};
-use crate::transport::{Alarm, Remotes};
+use crate::transport::Alarm;
 
 /// Between two tries of anything here.
 const REST: Duration = Duration::from_millis(500);
-/// For one answer about the CA key.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What this Server's row of table C should say.
 pub(super) struct Record {
@@ -118,66 +110,4 @@ fn readiness(view: &View, alarm: &Alarm) -> Readiness {
         reasons.push("leading, but not up to date yet".to_owned());
     }
     if reasons.is_empty() { Readiness::Ready } else { Readiness::NotReady(reasons) }
-}
-
-/// Gets the CA key from another Server.
-pub(super) struct CaKey {
-    pub dir: Arc<DataDir>,
-    pub proposer: Proposer,
-    pub remotes: Remotes,
-    pub log: Logger,
-}
-
-impl CaKey {
-    /// Asks the leader first, then all others, until one gives it and it is stored.
-    pub(super) async fn fetch(self, ca: watch::Sender<Option<Arc<ClusterCa>>>, stop: CancellationToken) {
-        while ca.borrow().is_none() {
-            let fetched = tokio::select! {
-                fetched = self.ask_all() => fetched,
-                () = stop.cancelled() => return,
-            };
-            match fetched {
-                Ok(fetched) => {
-                    info!(self.log, "CA key received");
-                    ca.send_replace(Some(Arc::new(fetched)));
-                    return;
-                }
-                Err(reason) => debug!(self.log, "CA key not received yet"; "reason" => reason),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(REST) => {}
-                () = stop.cancelled() => return,
-            }
-        }
-    }
-
-    async fn ask_all(&self) -> Result<ClusterCa, String> {
-        let view = self.proposer.view();
-        let mut others: Vec<RaftId> = view.others().into_keys().collect();
-        others.sort_by_key(|raft_id| view.status.leader != Some(*raft_id));
-        let mut last = "no other server is connected".to_owned();
-        for raft_id in others {
-            match self.ask(raft_id, &view).await {
-                Ok(ca) => return Ok(ca),
-                Err(reason) => last = reason,
-            }
-        }
-        Err(last)
-    }
-
-    async fn ask(&self, raft_id: RaftId, view: &View) -> Result<ClusterCa, String> {
-        let (id, channel) = self.remotes.channel(raft_id).ok_or("not connected")?;
-        let hello = convert::hello_to(&self.remotes.myself().hello(Some(id)));
-        let mut request = tonic::Request::new(v1::FetchCaKeyRequest { hello: Some(hello) });
-        request.set_timeout(CALL_TIMEOUT);
-        let reply = v1::peering_client::PeeringClient::new(channel).fetch_ca_key(request).await;
-        let reply = reply.map_err(|status| status.message().to_owned())?.into_inner();
-        let key = Zeroizing::new(reply.ca_key_pem.to_vec());
-        let key = std::str::from_utf8(&key).map_err(|_| "the key is not text")?;
-        let trust = TrustBundle::from_der(view.state.trust_bundle.iter().cloned());
-        let trust = trust.map_err(|e| chain(&e))?;
-        let ca = ClusterCa::from_parts(view.state.cluster_id, key, &trust).map_err(|e| chain(&e))?;
-        ca.store_key(&self.dir).map_err(|e| chain(&e))?;
-        Ok(ca)
-    }
 }

@@ -4,11 +4,13 @@
 //! uncertainty. What the clocks of all say makes the cluster clock, see [`crate::cluster_clock`]; a single one that is off by
 //! minutes is told to people (SPEC I5).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::UnixMs;
 use p2p_proto::{convert, v1};
 use p2p_runtime::clock::{CLOCK_OFF, ClockBase, unix_now};
+use p2p_runtime::identity::CaFingerprint;
 use slog::{info, warn};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -18,6 +20,7 @@ use tonic::transport::Channel;
 
 use super::handshake;
 use super::remote::Remote;
+use crate::ca::CaHere;
 
 /// Between two questions.
 const EVERY: Duration = Duration::from_secs(1);
@@ -80,6 +83,7 @@ impl Probe {
             remote.shared.change_reached(remote.raft_id, |reached| {
                 (reached.rtt, reached.clock_ahead_ms) = (Some(round_trip), Some(ahead_ms));
                 reached.clock = Some(ClockBase::told(UnixMs(answer.unix_ms).plus(round_trip / 2)));
+                reached.cas = cas_from(&answer.cas);
                 reached.started = started.unwrap_or(reached.started);
             });
             let off = u128::from(ahead_ms.unsigned_abs()) > CLOCK_OFF.as_millis();
@@ -104,6 +108,19 @@ impl Probe {
             }
         }
     }
+}
+
+/// What the other has of the CAs; what makes no sense is left out.
+fn cas_from(cas: &[v1::CaAtServer]) -> Arc<[CaHere]> {
+    let read = cas.iter().take(CaHere::MAX).filter_map(|ca| {
+        Some(CaHere {
+            fingerprint: CaFingerprint(ca.fingerprint.as_ref().try_into().ok()?),
+            has_key: ca.has_key,
+            is_own: ca.is_own,
+            sessions: ca.sessions,
+        })
+    });
+    read.collect()
 }
 
 /// How far a clock that showed `theirs` in the middle of the round trip is ahead of ours.

@@ -1,11 +1,14 @@
 //! Which Servers this one reaches now, and since when each runs: what the small-cluster rules go by (SPEC C4, C5).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use p2p_common::Now;
 use p2p_common::member::RaftId;
 use p2p_runtime::clock::ClockBase;
+
+use crate::ca::CaHere;
 
 /// The remotes that are connected and have been heard of, by raft id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Reached {
     pub clock_ahead_ms: Option<i64>,
     /// What its wall clock shows; none before the first probe.
     pub clock: Option<ClockBase>,
+    /// What it has of the CAs; empty before the first probe.
+    pub cas: Arc<[CaHere]>,
     /// It says that it is about to stop.
     pub stopping: bool,
 }

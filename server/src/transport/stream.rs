@@ -174,8 +174,15 @@ impl Task {
             let uptime = Duration::from_millis(stream.first.uptime_ms);
             let started = self.remote.started(stream.run, uptime, now);
             let stopping = stream.first.stopping;
-            let reached =
-                Reached { started, since: now, rtt: None, clock_ahead_ms: None, clock: None, stopping };
+            let reached = Reached {
+                started,
+                since: now,
+                rtt: None,
+                clock_ahead_ms: None,
+                clock: None,
+                cas: [].into(),
+                stopping,
+            };
             shared.heard(*raft_id, Some(reached));
             shared.connect(*raft_id, true);
         }

@@ -100,6 +100,17 @@ pub struct NodeIdentity {
     key: NodeKey,
     enrolment: Option<Enrolment>,
     epoch: Epoch,
+    trusted_as_of: TrustPosition,
+}
+
+/// How new a trust bundle is: the changes of the trusted CAs are counted, and a forced recovery begins an epoch. One of a
+/// later position replaces one of an earlier, never the other way round.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TrustPosition {
+    /// The cluster's epoch; 0 when it was not told.
+    pub epoch: Epoch,
+    /// How many changes there were.
+    pub version: u64,
 }
 
 const NODE_FILE: &str = "node.json";
@@ -116,6 +127,9 @@ struct NodeFile {
     cluster_id: Option<String>,
     #[serde(default)]
     epoch: u64,
+    /// Epoch and version of the trust bundle.
+    #[serde(default)]
+    trusted_as_of: (u64, u64),
 }
 
 impl NodeIdentity {
@@ -176,7 +190,14 @@ impl NodeIdentity {
                 key
             }
         };
-        let identity = NodeIdentity { id, name, key, enrolment: None, epoch: Epoch(0) };
+        let identity = NodeIdentity {
+            id,
+            name,
+            key,
+            enrolment: None,
+            epoch: Epoch(0),
+            trusted_as_of: TrustPosition::default(),
+        };
         identity.write_node_file(dir)?;
         Ok(identity)
     }
@@ -197,8 +218,16 @@ impl NodeIdentity {
         let node: NodeFile = serde_json::from_slice(&node).map_err(|e| damaged(NODE_FILE, e.to_string()))?;
         let id: NodeId = node.id.parse().map_err(|e: p2p_common::BadId| damaged(NODE_FILE, e.to_string()))?;
         let key = read_key(dir, &dir.read(KEY_FILE)?.ok_or_else(missing(KEY_FILE))?)?;
-        let mut identity =
-            NodeIdentity { id, name: node.name, key, enrolment: None, epoch: Epoch(node.epoch) };
+        let (epoch, version) = node.trusted_as_of;
+        let trusted_as_of = TrustPosition { epoch: Epoch(epoch), version };
+        let mut identity = NodeIdentity {
+            id,
+            name: node.name,
+            key,
+            enrolment: None,
+            epoch: Epoch(node.epoch),
+            trusted_as_of,
+        };
         if let Some(cluster_id) = node.cluster_id {
             let cluster_id = cluster_id
                 .parse::<Uuid>()
@@ -231,6 +260,48 @@ impl NodeIdentity {
             self.enrolment = before;
         }
         written
+    }
+
+    /// Keeps a certificate that was renewed and, if it is as new as the one so far, the bundle that came with it.
+    ///
+    /// # Errors
+    /// As [`NodeIdentity::enrol`].
+    pub fn renew(
+        &mut self,
+        dir: &DataDir,
+        renewed: Enrolment,
+        as_of: TrustPosition,
+    ) -> Result<&Enrolment, IdentityError> {
+        let known = self.enrolment.as_ref().filter(|_| as_of < self.trusted_as_of);
+        let trust = known.map_or_else(|| renewed.trust.clone(), |known| known.trust.clone());
+        let before = self.trusted_as_of;
+        self.trusted_as_of = before.max(as_of);
+        let kept = self.enrol(dir, Enrolment { trust, ..renewed });
+        if kept.is_err() {
+            self.trusted_as_of = before;
+        }
+        kept.map(|()| self.enrolment.as_ref().expect("it was just kept"))
+    }
+
+    /// Trusts another bundle from now on, durably, if it is newer than the one so far. Says whether it is.
+    ///
+    /// # Errors
+    /// When a file cannot be written; nothing has changed in memory then.
+    pub fn follow_trust(
+        &mut self,
+        dir: &DataDir,
+        trust: TrustBundle,
+        as_of: TrustPosition,
+    ) -> Result<bool, IdentityError> {
+        let Some(enrolment) = self.enrolment.clone().filter(|_| as_of > self.trusted_as_of) else {
+            return Ok(false);
+        };
+        self.renew(dir, Enrolment { trust, ..enrolment }, as_of).map(|_| true)
+    }
+
+    /// How new the trust bundle is.
+    pub fn trusted_as_of(&self) -> TrustPosition {
+        self.trusted_as_of
     }
 
     /// The highest epoch this node has lived in; 0 before its first. A Peer begins with it after a restart,
@@ -295,8 +366,9 @@ impl NodeIdentity {
             name: self.name.clone(),
             cluster_id: self.enrolment.as_ref().map(|e| e.cluster_id.to_string()),
             epoch: self.epoch.0,
+            trusted_as_of: (self.trusted_as_of.epoch.0, self.trusted_as_of.version),
         };
-        let mut json = serde_json::to_vec_pretty(&file).expect("strings and a number are always JSON");
+        let mut json = serde_json::to_vec_pretty(&file).expect("strings and numbers are always JSON");
         json.push(b'\n');
         Ok(dir.write(NODE_FILE, &json, FileMode::Private)?)
     }
@@ -445,5 +517,30 @@ mod tests {
             let refused = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, Some(name));
             assert!(matches!(refused, Err(IdentityError::Name { .. })), "{name:?}");
         }
+    }
+
+    #[test]
+    fn an_older_bundle_never_replaces_a_newer_one() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path()).unwrap();
+        let mut identity = NodeIdentity::load_or_create(&dir, NodeKind::Peer, None, None).unwrap();
+        let (old, new) = (cluster(), cluster());
+        let at = |epoch, version| TrustPosition { epoch: Epoch(epoch), version };
+        assert!(!identity.follow_trust(&dir, new.trust(), at(1, 1)).unwrap(), "not enrolled");
+        identity.enrol(&dir, enrolment(&old, &identity)).unwrap();
+        assert!(identity.follow_trust(&dir, new.trust(), at(1, 2)).unwrap());
+        assert!(!identity.follow_trust(&dir, old.trust(), at(1, 1)).unwrap());
+        assert!(!identity.follow_trust(&dir, old.trust(), at(1, 2)).unwrap());
+        let mut identity = NodeIdentity::load(dir.view()).unwrap().unwrap();
+        assert_eq!(
+            (identity.trusted_as_of(), &identity.enrolment().unwrap().trust),
+            (at(1, 2), &new.trust())
+        );
+        // A certificate from a Server that lags behind comes with a bundle that is not taken.
+        let renewed = enrolment(&old, &identity);
+        let kept = identity.renew(&dir, renewed.clone(), at(1, 1)).unwrap();
+        assert_eq!((&kept.certificate, &kept.trust), (&renewed.certificate, &new.trust()));
+        assert!(identity.follow_trust(&dir, old.trust(), at(2, 0)).unwrap(), "of a later epoch");
+        assert_eq!(identity.trusted_as_of(), at(2, 0));
     }
 }

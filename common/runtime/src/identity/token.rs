@@ -96,6 +96,12 @@ impl Token {
         self.ca_fingerprint
     }
 
+    /// The same token for a cluster whose CA is another by now: the Servers know it by its id and secret alone.
+    #[must_use]
+    pub fn with_ca(self, ca_fingerprint: CaFingerprint) -> Self {
+        Token { ca_fingerprint, ..self }
+    }
+
     /// Its public half.
     pub fn id(&self) -> TokenId {
         self.id

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use p2p_common::UnixMs;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -49,6 +50,17 @@ pub enum BadTrust {
     Pem(#[source] rustls_pki_types::pem::Error),
 }
 
+/// A CA certificate for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaDescription {
+    /// Its fingerprint.
+    pub fingerprint: CaFingerprint,
+    /// Whose it is, as it says; without control characters and cut to 256.
+    pub subject: String,
+    /// Its end.
+    pub not_after: UnixMs,
+}
+
 /// One CA certificate, or two while the CA is being changed (SPEC I6).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustBundle {
@@ -93,6 +105,21 @@ impl TrustBundle {
     /// The certificates in DER.
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates
+    }
+
+    /// Each of them for people.
+    pub fn describe(&self) -> Vec<CaDescription> {
+        let describe = |der: &CertificateDer<'static>| {
+            let parsed = x509_parser::parse_x509_certificate(der).ok().map(|(_, parsed)| parsed);
+            let subject = parsed.as_ref().map(|parsed| parsed.subject().to_string()).unwrap_or_default();
+            let seconds = parsed.as_ref().map_or(0, |parsed| parsed.validity().not_after.timestamp());
+            CaDescription {
+                fingerprint: CaFingerprint::of(der),
+                subject: subject.chars().filter(|c| !c.is_control()).take(256).collect(),
+                not_after: UnixMs(u64::try_from(seconds).unwrap_or_default().saturating_mul(1_000)),
+            }
+        };
+        self.certificates.iter().map(describe).collect()
     }
 
     /// The bundle as a `ca.pem`.

@@ -39,7 +39,10 @@ pub enum ConnectError {
     )]
     Untrusted,
     /// What answers is not of the cluster a token is for.
-    #[error("what answers there is not of the cluster the token is for: its CA is another")]
+    #[error(
+        "what answers there is not of the cluster the token is for: its CA is another. If the address is right, the cluster \
+         has changed its CA since the token was made, and trusts the old one no more: create a new token"
+    )]
     OtherCa,
     /// What answers does not speak our protocol.
     #[error("what answers there does not speak {alpn} (ALPN)")]

@@ -12,14 +12,16 @@ use rustls::server::{NoServerSessionStorage, ParsedCertificate};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, Error, ServerConfig};
+use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use slog::{Logger, warn};
 
 use super::verify::{Chains, NodeVerifier, Pins, PinsInUse, Side, Unpinned};
 use super::{ALPN_LINK, ALPN_NODE, ALPN_PUBLIC, ALPN_TUNNEL, provider};
 use crate::clock::ClusterClock;
-use crate::identity::{BadCertificate, CertificateDates, Enrolment, NodeIdentity, PeerIdentity, TrustBundle};
+use crate::identity::{
+    BadCertificate, CaFingerprint, CertificateDates, Enrolment, NodeIdentity, PeerIdentity, TrustBundle,
+};
 
 /// A node that goes on showing a bad certificate is worth one record in this time.
 const WARN_AGAIN_AFTER: Duration = Duration::from_secs(86_400);
@@ -37,6 +39,17 @@ pub struct Credentials {
     clock: ClusterClock,
     log: OnceLock<Logger>,
     warned: Mutex<BTreeMap<NodeId, Instant>>,
+    /// What the configurations are made of, besides the key; held while they are made anew.
+    sources: Mutex<Sources>,
+}
+
+/// What is shown and trusted.
+#[derive(Clone)]
+struct Sources {
+    certificate: CertificateDer<'static>,
+    trust: TrustBundle,
+    /// Certificates by which one CA vouches for another; shown on the public face.
+    vouching: Vec<CertificateDer<'static>>,
 }
 
 /// What is known of a certificate that was shown on a node face, besides whom it is for.
@@ -59,6 +72,7 @@ pub(super) struct Configs {
     pub(super) tunnel_client: Arc<ClientConfig>,
     pub(super) link_client: Arc<ClientConfig>,
     certificate: CertificateDer<'static>,
+    issuer: Option<CaFingerprint>,
     chains: Arc<Chains>,
 }
 
@@ -70,7 +84,9 @@ impl Credentials {
     pub fn new(identity: &NodeIdentity, enrolment: &Enrolment) -> Result<Arc<Self>, Error> {
         let key = provider().key_provider.load_private_key(identity.key().private_der())?;
         let (pins, clock) = (Arc::new(PinsInUse::none()), ClusterClock::default());
-        let configs = Configs::new(&key, &enrolment.certificate, &enrolment.trust, &pins, &clock)?;
+        let (certificate, trust) = (enrolment.certificate.clone(), enrolment.trust.clone());
+        let sources = Sources { certificate, trust, vouching: Vec::new() };
+        let configs = Configs::new(&key, &sources, &pins, &clock)?;
         Ok(Arc::new(Credentials {
             node_id: identity.id(),
             cluster_id: enrolment.cluster_id,
@@ -81,6 +97,7 @@ impl Credentials {
             clock,
             log: OnceLock::new(),
             warned: Mutex::default(),
+            sources: Mutex::new(sources),
         }))
     }
 
@@ -118,9 +135,38 @@ impl Credentials {
     /// # Errors
     /// When rustls cannot use them; nothing has changed then.
     pub fn replace(&self, certificate: &CertificateDer<'static>, trust: &TrustBundle) -> Result<(), Error> {
-        let configs = Configs::new(&self.key, certificate, trust, &self.pins, &self.clock)?;
+        self.change(|sources| {
+            (sources.certificate, sources.trust) = (certificate.clone(), trust.clone());
+        })
+    }
+
+    /// Shows these on the public face, too: by them who knows one CA, as a token does, believes what another has signed.
+    ///
+    /// # Errors
+    /// When rustls cannot use them; nothing has changed then.
+    pub fn show_vouching(&self, vouching: Vec<CertificateDer<'static>>) -> Result<(), Error> {
+        self.change(|sources| sources.vouching = vouching)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Sources)) -> Result<(), Error> {
+        // The guarded value is replaced as a whole.
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = sources.clone();
+        change(&mut changed);
+        let configs = Configs::new(&self.key, &changed, &self.pins, &self.clock)?;
+        *sources = changed;
         self.configs.store(Arc::new(configs));
         Ok(())
+    }
+
+    /// How many CAs are trusted.
+    pub fn trusts(&self) -> usize {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).trust.certificates().len()
+    }
+
+    /// The trusted CA that has signed our own certificate; none when that one is trusted no more.
+    pub fn issuer(&self) -> Option<CaFingerprint> {
+        self.configs().issuer
     }
 
     /// Whose they are.
@@ -192,11 +238,11 @@ impl fmt::Debug for Credentials {
 impl Configs {
     fn new(
         key: &Arc<dyn rustls::sign::SigningKey>,
-        certificate: &CertificateDer<'static>,
-        trust: &TrustBundle,
+        sources: &Sources,
         pins: &Arc<PinsInUse>,
         clock: &ClusterClock,
     ) -> Result<Self, Error> {
+        let Sources { certificate, trust, vouching } = sources;
         let certified = |chain: Vec<CertificateDer<'static>>| -> Result<_, Error> {
             let certified = CertifiedKey::new(chain, Arc::clone(key));
             certified.keys_match()?;
@@ -204,8 +250,10 @@ impl Configs {
         };
         let leaf = certified(vec![certificate.clone()])?;
         // A node that enrols knows the CA by its fingerprint alone and must be shown it.
-        let with_ca = certified([std::slice::from_ref(certificate), trust.certificates()].concat())?;
+        let with_ca =
+            certified([std::slice::from_ref(certificate), trust.certificates(), vouching].concat())?;
 
+        let issuer = issuer(certificate, trust)?;
         let chains = Chains::new(trust.roots()?)?;
         let time: Arc<dyn TimeProvider> = Arc::new(clock.clone());
         let verifier = |unpinned| {
@@ -245,9 +293,24 @@ impl Configs {
             tunnel_client: client(ALPN_TUNNEL)?,
             link_client: client(ALPN_LINK)?,
             certificate: certificate.clone(),
+            issuer,
             chains,
         })
     }
+}
+
+fn issuer(
+    certificate: &CertificateDer<'static>,
+    trust: &TrustBundle,
+) -> Result<Option<CaFingerprint>, Error> {
+    for ca in trust.certificates() {
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone())?;
+        if Chains::new(roots)?.verify_whenever(Side::Server, certificate).is_ok() {
+            return Ok(Some(CaFingerprint::of(ca)));
+        }
+    }
+    Ok(None)
 }
 
 /// A resumed session is not verified again; connections here are long-lived or used again, so that full

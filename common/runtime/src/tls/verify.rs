@@ -111,6 +111,20 @@ impl Chains {
         }
     }
 
+    /// Verifies a chain alone that may lead over `intermediates`.
+    fn verify_server_whenever(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<(), Error> {
+        let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
+        let dates = CertificateDates::of(certificate).map_err(bad)?;
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(dates.not_before.secs()));
+        let certificate = ParsedCertificate::try_from(certificate)?;
+        let (roots, algorithms) = (&self.roots, self.algorithms.all);
+        verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, then, algorithms)
+    }
+
     /// Verifies the chain alone.
     pub(super) fn verify_whenever(&self, side: Side, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         self.verify(side, certificate, beginning(certificate)?)
@@ -253,7 +267,9 @@ impl ServerCertVerifier for FingerprintVerifier {
         let other = || CertificateError::Other(OtherError(Arc::new(OtherCa)));
         let mut roots = RootCertStore::empty();
         roots.add(ca.ok_or_else(other)?.clone().into_owned())?;
-        Chains::new(roots)?.verify_whenever(Side::Server, end_entity)?;
+        // The CA may have changed since the token was made: then the one before has signed a certificate for the one now,
+        // which is sent along.
+        Chains::new(roots)?.verify_server_whenever(end_entity, intermediates)?;
         Ok(ServerCertVerified::assertion())
     }
 

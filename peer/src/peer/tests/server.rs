@@ -183,6 +183,8 @@ impl Enroll for Rooms {
         Ok(Response::new(v1::RenewReply {
             certificate: signed.certificate.to_vec().into(),
             trust_bundle: vec![self.ca.certificate().to_vec().into()],
+            epoch: 1,
+            trust_version: 0,
         }))
     }
 }

@@ -65,6 +65,7 @@ pub struct Seen {
     pub members_messages: usize,
     pub members_version: Option<u64>,
     pub grants: Vec<OwnGrants>,
+    pub trust_versions: Vec<u64>,
     pub ended: Option<ErrorCode>,
     /// Number and Id of each revocation, in order.
     pub revoked: Vec<(u64, NodeId)>,
@@ -329,6 +330,7 @@ impl World {
                 reader.seen.revoked.extend(push.keys.iter().map(|key| (key.number, key.id)));
             }
             Down::Grants(own) => reader.seen.grants.push(own),
+            Down::Trust(state) => reader.seen.trust_versions.push(state.trust_version),
             Down::Members(state) => {
                 reader.seen.members_messages += 1;
                 reader.seen.members_version = Some(state.members_version);

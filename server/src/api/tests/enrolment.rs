@@ -9,6 +9,7 @@ use p2p_proto::status::code_of;
 use p2p_proto::v1::enroll_client::EnrollClient;
 use p2p_proto::v1::operator_client::OperatorClient;
 use p2p_proto::{convert, v1};
+use p2p_runtime::ca::CaKeys;
 use p2p_runtime::clock::unix_now;
 use p2p_runtime::identity::{NodeKey, PeerIdentity, Token};
 use tonic::{Code, Status};
@@ -195,10 +196,11 @@ async fn enrolment_is_refused_with_the_reason_and_costs_nothing() {
     assert_eq!(world.context.proposer.view().applied, written);
 
     // A Server without the CA key says so.
-    let ca = world.ca_tx.send_replace(None);
+    let keys = world.cas.keys();
+    world.cas.publish(CaKeys::default());
     let refused = enrol(&world, good.clone()).await.unwrap_err();
     assert_eq!((refused.code(), code_of(&refused)), (Code::Unavailable, Some(ErrorCode::Unavailable)));
-    world.ca_tx.send_replace(ca);
+    world.cas.publish(keys);
 
     assert_eq!(world.state().tokens[&world.join.id()].uses_left, 1);
     enrol(&world, good).await.expect("the one use is still there");

@@ -68,6 +68,8 @@ const ROWS: &[(&str, Serves)] = &[
     ("/p2p.v1.Operator/ChangeSetting", Serves::Operators),
     ("/p2p.v1.Operator/Revoke", Serves::Operators),
     ("/p2p.v1.Operator/ListRevocations", Serves::Operators),
+    ("/p2p.v1.Operator/GetCaStatus", Serves::Operators),
+    ("/p2p.v1.Operator/RotateCa", Serves::Operators),
     ("/p2p.v1.Operator/Backup", Serves::Operators),
     ("/p2p.v1.Peering/Join", Serves::Servers),
     ("/p2p.v1.Peering/FetchCaKey", Serves::Servers),

@@ -66,6 +66,7 @@ pub(super) fn open(node: &Node, report: &PeerReport) -> v1::SessionOpen {
         view_revision: 0,
         view_server_incarnation: String::new(),
         revocations_known: 0,
+        signed_by: Vec::new().into(),
     }
 }
 
@@ -77,6 +78,8 @@ pub(super) struct Attached {
     pushes: usize,
     /// What it heard of revoked keys.
     pub(super) revoked: Vec<RevokedKey>,
+    /// What it was told of the CAs.
+    pub(super) trusted: Vec<v1::Trust>,
 }
 
 impl Attached {
@@ -85,7 +88,7 @@ impl Attached {
         let (up, requests) = mpsc::channel(16);
         let mut client = SessionClient::new(world.node(node).await.unwrap());
         let down = client.attach(ReceiverStream::new(requests)).await.unwrap().into_inner();
-        Attached { up, down, view: View::new(100), pushes: 0, revoked: Vec::new() }
+        Attached { up, down, view: View::new(100), pushes: 0, revoked: Vec::new(), trusted: Vec::new() }
     }
 
     pub(super) async fn first(world: &World, node: &Node, message: Up) -> Attached {
@@ -116,13 +119,14 @@ impl Attached {
         self.say(Up::Report(convert::report_to(report))).await;
     }
 
-    /// The next message but for revocations, which are noted; none at the end of the stream.
+    /// The next message but for revocations and trusted CAs, which are noted; none at the end of the stream.
     async fn next(&mut self) -> Option<Down> {
         loop {
             match self.next_of_all().await {
                 Some(Down::Revocations(push)) => {
                     self.revoked.extend(convert::revocations_from(push).unwrap().keys);
                 }
+                Some(Down::Trust(told)) => self.trusted.push(told),
                 other => return other,
             }
         }

@@ -11,7 +11,7 @@ use p2p_common::member::Member;
 use p2p_common::shared::SharedSet;
 use p2p_common::{ClusterId, Epoch, Incarnation, KeyHash, NodeId, NodeKind, RequestId, UnixMs};
 use p2p_proto::convert;
-use p2p_runtime::ca::{CertificateGrant, ClusterCa};
+use p2p_runtime::ca::{CaKeyFiles, CertificateGrant, ClusterCa};
 use p2p_runtime::clock::{Clock, ClockBase, unix_now};
 use p2p_runtime::grpc::{Acceptor, ChannelParams, ListenLimits, ListenMetrics, NodeConnections, connect};
 use p2p_runtime::identity::{DataDir, Enrolment, NodeIdentity, Token};
@@ -32,6 +32,7 @@ use uuid::Uuid;
 
 use crate::api::{ApiContext, PeeringApi, RaftApi, router};
 use crate::audit::AuditLog;
+use crate::ca::CaStore;
 use crate::group::Group;
 use crate::hub_task::{HubParams, spawn_hub};
 use crate::master_task::MasterTask;
@@ -137,7 +138,8 @@ pub struct World {
     /// The open connections of nodes.
     pub nodes: NodeConnections,
     pub transport: TransportMetrics,
-    pub ca_tx: watch::Sender<Option<Arc<ClusterCa>>>,
+    /// Its CAs.
+    pub cas: CaStore,
     pub me: NodeId,
     /// A member that is not running.
     pub other: Node,
@@ -237,15 +239,14 @@ impl World {
         };
         tokio::spawn(master.run());
         let data = Arc::new(DataDir::open(tmp.path()).unwrap());
-        let emergencies = EmergencyStore::load(data).unwrap();
+        let emergencies = EmergencyStore::load(Arc::clone(&data)).unwrap();
         let standing = Standing::new(driver.view.clone(), emergencies.watch());
         let pinning = standing.clone();
         me.credentials.set_pins(move |id, key_hash| pinning.is_bound(id, key_hash));
         let revoker =
             Revoker { standing: standing.clone(), store: emergencies.clone(), remotes: remotes.clone() };
-        let (ca_tx, ca_rx) = watch::channel(Some(Arc::new(
-            ClusterCa::from_parts(CLUSTER, &ca.key_pem(), &ca.trust()).unwrap(),
-        )));
+        let held = Arc::new(ClusterCa::from_parts(CLUSTER, &ca.key_pem(), &ca.trust()).unwrap());
+        let cas = CaStore::new(data, CaKeyFiles::default(), vec![held], Arc::clone(&me.credentials));
         let metrics = Metrics::default();
         let hub = spawn_hub(HubParams {
             config: HubConfig::new(incarnation),
@@ -265,7 +266,7 @@ impl World {
             group: group.clone(),
             revoker: revoker.clone(),
             hub,
-            ca: ca_rx.clone(),
+            cas: cas.clone(),
             local_operator: local.secret_hash(),
             clock,
             metrics,
@@ -273,7 +274,7 @@ impl World {
             stop: stop.clone(),
             log: log.clone(),
         };
-        let peering = PeeringApi::new(myself, proposer.clone(), group, revoker, ca_rx, log.clone());
+        let peering = PeeringApi::new(myself, proposer.clone(), group, revoker, cas.clone(), log.clone());
         let nodes = NodeConnections::default();
         let enforcer = Enforcer {
             standing,
@@ -322,7 +323,7 @@ impl World {
             listen,
             nodes,
             transport: transport_metrics,
-            ca_tx,
+            cas,
             me: me.id,
             other,
             peers,

@@ -149,6 +149,7 @@ impl v1::raft_server::Raft for Stub {
             hello,
             unix_ms: unix_now().0 + ahead,
             uptime_ms: PROBED_UPTIME_MS,
+            cas: Vec::new(),
         };
         let ahead = self.state.clock_ahead_ms;
         answers.try_send(Ok(reply(Some(self.hello(first.hello.as_ref().unwrap())), ahead))).unwrap();
