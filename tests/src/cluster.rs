@@ -18,6 +18,7 @@ mod refusal;
 pub mod report;
 mod seat;
 mod server;
+mod sockets;
 mod wait;
 
 use std::collections::VecDeque;
@@ -41,6 +42,7 @@ pub use proxy::TcpProxy;
 pub use refusal::{FAILED, NEEDS_OPERATOR, UNAVAILABLE, USAGE, expect_refusal};
 pub use seat::Seat;
 pub use server::{ServerProcess, Start};
+pub use sockets::OtherEnds;
 pub use wait::{interrupt_on_signal, wait_for};
 
 /// How long a start, a join or an election may take here before it counts as failed. Far above what they
