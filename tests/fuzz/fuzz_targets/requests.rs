@@ -139,6 +139,8 @@ requests! {
         let _ = (convert::name(&r.target, "target"), convert::sha256(&r.key_hash, "key_hash"));
     },
     "Operator/ListRevocations": ListRevocationsRequest => |_| {},
+    "Operator/GetCaStatus": GetCaStatusRequest => |_| {},
+    "Operator/RotateCa": RotateCaRequest => |r| request_id(&r.request_id),
     "Operator/Backup": BackupRequest => |_| {},
     "Peering/Join": JoinRequest => |r| {
         hello(r.hello);
