@@ -444,50 +444,6 @@ impl MeshLinks {
         effects
     }
 
-    /// Servers say that `peer` has this key: links that showed another are not its.
-    pub(crate) fn pin(&mut self, peer: NodeId, key_hash: KeyHash, at: Moment) -> Vec<MeshEffect> {
-        let mut effects = Vec::new();
-        if self.peers.get(&peer).is_some_and(|known| known.key_hash != key_hash) {
-            let links: Vec<LinkToken> = self.links_of(peer).map(|(link, _)| link).collect();
-            for link in links {
-                let reason = format!("{peer} has another key by now, as Servers say");
-                self.close(link, (reason, LinkEnding::OtherKey), at, &mut effects);
-            }
-            self.forget(peer, at, &mut effects);
-        }
-        effects
-    }
-
-    /// These keys open nothing any more: their links end, and what they brought is forgotten.
-    pub(crate) fn set_revoked(&mut self, revoked: Arc<RevokedKeys>, at: Moment) -> Vec<MeshEffect> {
-        self.revoked = revoked;
-        let mut effects = Vec::new();
-        let is_revoked = |known: &LinkedPeer| self.revoked.contains_key(&known.key_hash);
-        let peers: Vec<NodeId> =
-            self.peers.iter().filter(|(_, known)| is_revoked(known)).map(|(peer, _)| *peer).collect();
-        for peer in peers {
-            let links: Vec<LinkToken> = self.links_of(peer).map(|(link, _)| link).collect();
-            for link in links {
-                self.close(link, (format!("{peer} is revoked"), LinkEnding::Revoked), at, &mut effects);
-            }
-            self.forget(peer, at, &mut effects);
-        }
-        effects
-    }
-
-    /// What the certificate of `peer` said that it may do, while it is linked.
-    pub(crate) fn certified(&self, peer: NodeId) -> Option<Arc<Grants>> {
-        self.peers.get(&peer).map(|known| known.certified.clone())
-    }
-
-    /// `peer` may do this, as far as it is known: what it says beyond that does not count, here and for those it is
-    /// told on to.
-    pub(crate) fn set_grants(&mut self, peer: NodeId, grants: &Arc<Grants>, now: Now) {
-        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.grants != *grants) else { return };
-        known.grants = grants.clone();
-        self.shown.mark(now);
-    }
-
     /// The own services are now these.
     pub(crate) fn set_own(&mut self, own: Arc<OwnServices>, now: Now) {
         self.shown.own = own;

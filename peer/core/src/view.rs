@@ -201,7 +201,7 @@ mod tests {
             for servers in [[1, 2], [2, 1]] {
                 let mut views = views();
                 for (server_n, entry) in servers.into_iter().zip([&one, &two]) {
-                    let (of, run) = (server(server_n), run(server_n.into()));
+                    let (of, run) = (server(server_n), run(server_n));
                     views.apply(of, run, snapshot(1, std::slice::from_ref(entry)), UnixMs(0)).unwrap();
                 }
                 let merged = views.get(peer(1)).unwrap().entry.clone();

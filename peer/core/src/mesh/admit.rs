@@ -1,9 +1,12 @@
-//! Which links are taken, and which make room for them.
+//! Which links are taken, which make room for them, and which end since their keys count no more.
+
+use std::sync::Arc;
 
 use p2p_common::{Incarnation, KeyHash, NodeId, NodeKind};
 
-use super::{ACCEPTED_PER_PEER_MAX, LinkEnding, LinkOpened, LinkToken, MeshEffect, MeshLinks};
+use super::{ACCEPTED_PER_PEER_MAX, LinkEnding, LinkOpened, LinkToken, LinkedPeer, MeshEffect, MeshLinks};
 use crate::moment::Moment;
+use crate::revoked::RevokedKeys;
 
 impl MeshLinks {
     /// Why a link is not taken, if it is not.
@@ -54,5 +57,36 @@ impl MeshLinks {
                 self.close(link, (reason, LinkEnding::Replaced), at, effects);
             }
         }
+    }
+
+    /// Servers say that `peer` has this key: links that showed another are not its.
+    pub(crate) fn pin(&mut self, peer: NodeId, key_hash: KeyHash, at: Moment) -> Vec<MeshEffect> {
+        let mut effects = Vec::new();
+        if self.peers.get(&peer).is_some_and(|known| known.key_hash != key_hash) {
+            let links: Vec<LinkToken> = self.links_of(peer).map(|(link, _)| link).collect();
+            for link in links {
+                let reason = format!("{peer} has another key by now, as Servers say");
+                self.close(link, (reason, LinkEnding::OtherKey), at, &mut effects);
+            }
+            self.forget(peer, at, &mut effects);
+        }
+        effects
+    }
+
+    /// These keys open nothing any more: their links end, and what they brought is forgotten.
+    pub(crate) fn set_revoked(&mut self, revoked: Arc<RevokedKeys>, at: Moment) -> Vec<MeshEffect> {
+        self.revoked = revoked;
+        let mut effects = Vec::new();
+        let is_revoked = |known: &LinkedPeer| self.revoked.contains_key(&known.key_hash);
+        let peers: Vec<NodeId> =
+            self.peers.iter().filter(|(_, known)| is_revoked(known)).map(|(peer, _)| *peer).collect();
+        for peer in peers {
+            let links: Vec<LinkToken> = self.links_of(peer).map(|(link, _)| link).collect();
+            for link in links {
+                self.close(link, (format!("{peer} is revoked"), LinkEnding::Revoked), at, &mut effects);
+            }
+            self.forget(peer, at, &mut effects);
+        }
+        effects
     }
 }

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use p2p_common::addr::{CandidateKind, HostPort, NetInfo};
+use p2p_common::grants::Grants;
 use p2p_common::push::PeerEntry;
 use p2p_common::service::ServiceOffer;
 use p2p_common::wire::link::TransitService;
-use p2p_common::{NodeId, UnixMs};
+use p2p_common::{NodeId, Now, UnixMs};
 
 use super::{LinkedPeer, Listed, MeshLinks};
 use crate::routes::Reach;
@@ -26,6 +27,19 @@ pub(crate) struct Linked {
 }
 
 impl MeshLinks {
+    /// What the certificate of `peer` said that it may do, while it is linked.
+    pub(crate) fn certified(&self, peer: NodeId) -> Option<Arc<Grants>> {
+        self.peers.get(&peer).map(|known| known.certified.clone())
+    }
+
+    /// `peer` may do this, as far as it is known: what it says beyond that does not count, here and for those it is
+    /// told on to.
+    pub(crate) fn set_grants(&mut self, peer: NodeId, grants: &Arc<Grants>, now: Now) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.grants != *grants) else { return };
+        known.grants = grants.clone();
+        self.shown.mark(now);
+    }
+
     /// What the links of `peer` show; none when it has not said anything, or is offline.
     pub(crate) fn linked(&self, peer: NodeId) -> Option<Linked> {
         let known = self.peers.get(&peer)?;
