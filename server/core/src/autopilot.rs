@@ -208,7 +208,7 @@ impl Autopilot {
         let long_silent = long_silent.map(|(id, _)| *id).collect();
         let group = Group { leader, members, long_silent: &long_silent };
         if group.leader_lost_its_vote() {
-            return group.hand_over();
+            return group.hand_over_to_any();
         }
         let due = group.hand_over().or_else(|| group.remove()).or_else(|| group.add());
         due.or_else(|| group.revote()).or_else(|| self.place_vote(&group, now))
@@ -253,6 +253,13 @@ impl Group<'_> {
             return None;
         }
         self.successor().map(GroupChange::HandOver)
+    }
+
+    /// Who decides nothing more hands over also to a voter that leaves: that one gives its vote away when it leads.
+    fn hand_over_to_any(&self) -> Option<GroupChange> {
+        let leaves = |member: &&MemberHealth| member.votes() && member.is_fit() && !member.stays();
+        let leaving = self.members.iter().filter(leaves).map(|member| member.raft_id).min();
+        self.successor().or(leaving).map(GroupChange::HandOver)
     }
 
     /// The voter that could lead at once.

@@ -421,6 +421,30 @@ impl World {
     }
 }
 
+/// The only vote has moved away from the leader, and before it has handed over, whoever got it leaves.
+#[test]
+fn whoever_got_the_vote_may_leave_before_it_leads() {
+    use Event::{Ask, CatchUp, Crash, Join, Leave, Return, Wait};
+    let mut world = World::new();
+    for event in [Join, Return(1), Wait(2), Crash(0), Ask, CatchUp, Ask, Wait(30), Ask, Leave(1), Join, Join]
+    {
+        match event {
+            Ask => {
+                world.ask();
+            }
+            event => world.handle(&event),
+        }
+    }
+    assert_eq!((world.leader, world.sole), (1, Some(2)));
+    for _ in 0..20 {
+        (0..world.members.len()).for_each(|n| world.handle(&Return(n)));
+        world.handle(&CatchUp);
+        world.ask();
+    }
+    let voters: Vec<_> = world.members.iter().map(|member| (member.raft_id, member.votes())).collect();
+    assert_eq!(voters, [(1, true), (3, true), (4, true)]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
