@@ -1,5 +1,7 @@
 //! Handshakes: who gets in, who does not, and what is said about it.
 
+// Long because: every way a handshake ends is told apart beside the others.
+
 mod world;
 
 use std::sync::Arc;
