@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test lint fmt doc image interop fuzz sim kill-rounds power-loss partitions big-download clean
-.PHONY: bench bench-forward bench-framing bench-scale bench-raft bench-hostile disk-growth
+.PHONY: bench bench-forward bench-framing bench-scale bench-raft bench-hostile bench-revoke disk-growth
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,7 +74,7 @@ big-download: ## Fetch 10 GiB (BIG_BYTES=N) with curl through two Peers and comp
 image: ## Build the container image p2pcore:latest (BINARIES=prebuilt compiles here and pulls nothing)
 	deploy/container/build $(or $(BINARIES),built)
 
-bench: bench-forward bench-framing bench-scale bench-raft bench-hostile ## Run all benches
+bench: bench-forward bench-framing bench-scale bench-raft bench-hostile bench-revoke ## Run all benches
 
 bench-forward: ## Measure forwards beside a direct fetch, haproxy and rathole: target/bench/forward.json
 	cargo run --release -p p2p-tests --bin bench_forward
@@ -90,6 +90,9 @@ bench-raft: ## Measure writes, reads and failover of three Servers beside etcd: 
 
 bench-hostile: ## Measure what honest clients feel of 14 attacks, and what these cost: target/bench/hostile.json
 	cargo run --release -p p2p-tests --bin bench_hostile
+
+bench-revoke: ## Measure how soon everybody lets go of a revoked Peer, 3 Servers and 20 Peers: target/bench/revoke.json
+	cargo run --release -p p2p-tests --bin bench_revoke
 
 disk-growth: ## Measure disk and memory of a Server after 1,000,000 writes (DISK_GROWTH_WRITES=N): target/bench/disk-growth.json
 	cargo run --release -p p2p-tests --bin disk_growth
