@@ -6,6 +6,7 @@
 //!
 //! Ports are bound first: a port in use is found before anything is founded or joined.
 
+mod ports;
 mod stop;
 mod upkeep;
 
@@ -16,14 +17,12 @@ use std::time::Duration;
 use p2p_common::Incarnation;
 use p2p_common::addr::HostPort;
 use p2p_common::command::TokenRole;
-use p2p_common::member::Member;
 use p2p_proto::v1;
 use p2p_runtime::admin::{self, Readiness};
 use p2p_runtime::clock::Clock;
 use p2p_runtime::exit::{Exit, chain};
-use p2p_runtime::grpc::{Acceptor, ListenLimits, ListenMetrics, NodeConnections};
+use p2p_runtime::grpc::{Acceptor, ListenMetrics, NodeConnections};
 use p2p_runtime::identity::{DataDir, FileMode, Token};
-use p2p_runtime::interfaces::own_addresses;
 use p2p_runtime::shutdown::Shutdown;
 use p2p_runtime::tcp;
 use p2p_runtime::tls::ServerTls;
@@ -31,11 +30,11 @@ use p2p_server_core::HubConfig;
 use p2p_server_raft::RaftConfig;
 use prometheus_client::registry::Registry;
 use slog::{Logger, info, o, warn};
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::ports::{PortLimits, Ports, advertised, bind, local};
 use crate::admission::{Admitted, Applicant, admit};
 use crate::api::{self, ApiContext, PeeringApi, RaftApi};
 use crate::audit::{AUDIT_FILE, AuditLog};
@@ -62,32 +61,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between the first refusal of a Server that left and the answer to its leave: a round trip.
 const LEAVE_HEARD: Duration = Duration::from_millis(500);
-
-/// Files for everything but the ports' connections: the store, logs, and some ten connections to each other Server.
-const FILES_RESERVED: u64 = 512;
-
-/// The bound ports.
-struct Ports {
-    api: TcpListener,
-    ops: TcpListener,
-    registry: TcpListener,
-}
-
-/// How many connections the ports hold, so that all of them fit into the files that may be open.
-#[derive(Debug, Clone, Copy)]
-struct PortLimits {
-    api: ListenLimits,
-    /// Of the operations port, and of the registry's.
-    http: usize,
-}
-
-impl PortLimits {
-    fn within(files: u64) -> Self {
-        let http = admin::connections_within(files);
-        let api = ListenLimits::within(files.saturating_sub(FILES_RESERVED + 2 * http as u64));
-        PortLimits { api, http }
-    }
-}
 
 /// Runs a Server until it is told to stop.
 ///
@@ -425,37 +398,6 @@ fn raft_ended(ended: Result<DriverEnd, oneshot::error::RecvError>, config: &Serv
     }
 }
 
-fn bind(config: &ServerConfig) -> Result<Ports, Exit> {
-    let listen = |addr, setting| tcp::listen(addr, setting).map_err(|e| Exit::failed(chain(&e)));
-    Ok(Ports {
-        api: listen(config.listen, "--listen")?,
-        ops: listen(config.ops, "--ops")?,
-        registry: listen(config.registry, "--registry")?,
-    })
-}
-
-/// Where others reach the API port: as configured, else as bound, else at every interface.
-fn advertised(config: &ServerConfig, listen: SocketAddr) -> Result<Vec<HostPort>, Exit> {
-    if !config.advertise.is_empty() {
-        return Ok(config.advertise.clone());
-    }
-    if !listen.ip().is_unspecified() {
-        return Ok(vec![HostPort::from(listen)]);
-    }
-    let own =
-        own_addresses().map_err(|e| Exit::failed(format!("cannot list the network interfaces: {e}")))?;
-    let fits = |ip: std::net::IpAddr| listen.is_ipv6() || ip.is_ipv4();
-    let usable = own.into_iter().filter(|address| fits(address.ip));
-    let addresses: Vec<_> =
-        usable.map(|address| HostPort::from(SocketAddr::new(address.ip, listen.port()))).collect();
-    if addresses.is_empty() {
-        return Err(Exit::usage(
-            "no interface has an address others could reach: give --advertise HOST:PORT",
-        ));
-    }
-    Ok(addresses.into_iter().take(Member::ADDRESSES_MAX).collect())
-}
-
 /// Leaves what the command line on this host needs: the address, and an operator token for this run alone.
 fn leave_access(
     dir: &DataDir,
@@ -474,15 +416,6 @@ fn leave_access(
     Ok(token)
 }
 
-/// The listening address as this host dials it.
-fn local(listen: SocketAddr) -> SocketAddr {
-    match listen {
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => ([127, 0, 0, 1], v4.port()).into(),
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (std::net::Ipv6Addr::LOCALHOST, v6.port()).into(),
-        other => other,
-    }
-}
-
 /// What to type next, on standard output.
 fn print_join_commands(config: &ServerConfig, listen: SocketAddr) {
     let data = config.data.display();
@@ -494,20 +427,4 @@ fn print_join_commands(config: &ServerConfig, listen: SocketAddr) {
          p2p-peer run --data DIR --servers {address} --token \"$(p2p-server token create --data {data} --role peer)\" \
          --service NAME=HOST:PORT"
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_bounds_of_all_ports_fit_into_the_files() {
-        for files in [1_024, 4_096, 20_000, 1 << 20, u64::MAX] {
-            let limits = PortLimits::within(files);
-            let all = limits.api.files() + 2 * limits.http as u64 + FILES_RESERVED;
-            assert!(all <= files && limits.http > 0 && limits.api.nodes_max >= 256, "{files}: {limits:?}");
-        }
-        // The usual limit of a service under systemd, and what tests have.
-        assert!(PortLimits::within(20_000).api.nodes_max > 16_000);
-    }
 }

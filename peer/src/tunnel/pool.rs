@@ -22,6 +22,7 @@
 mod asked;
 mod error;
 mod lease;
+mod limits;
 mod remote;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,34 +48,13 @@ use crate::published::Views;
 
 pub(crate) use self::error::{NotAccepted, PoolError};
 pub(crate) use self::lease::{AcceptedTunnel, Lease};
+pub(crate) use self::limits::PoolLimits;
 pub(crate) use self::remote::Changes;
 
 /// How often idle tunnels are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// After a failed dial nothing is topped up for this long; the agent decides when a lost link is dialled again.
 const TOP_UP_REST: Duration = Duration::from_secs(5);
-
-/// Bounds of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PoolLimits {
-    /// Tunnels in use per remote.
-    pub(crate) per_remote: usize,
-    /// Dials at a time, over all remotes.
-    pub(crate) dials: usize,
-    /// Idle tunnels kept ready to a remote that the agent asked to warm.
-    pub(crate) warm: usize,
-    /// How long a tunnel beyond the warm ones is kept.
-    pub(crate) idle_timeout: Duration,
-}
-
-impl Default for PoolLimits {
-    /// 1,024 tunnels per remote (SPEC F12). 32 dials at a time: two cores make some 2,000 handshakes a second,
-    /// so that the last of them waits 16 ms. 2 warm: a page and its first picture. 60 s idle: longer than the
-    /// pause between two pages.
-    fn default() -> Self {
-        PoolLimits { per_remote: 1_024, dials: 32, warm: 2, idle_timeout: Duration::from_secs(60) }
-    }
-}
 
 /// The tunnels of this Peer. Cheap to copy.
 #[derive(Debug, Clone)]

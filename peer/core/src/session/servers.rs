@@ -21,6 +21,7 @@
 //! A Server that answers at two addresses gets one session; the later stream is closed. A Server that is not
 //! in table C gets none. Owner: the agent.
 
+mod known;
 mod slot;
 
 use std::collections::BTreeMap;
@@ -31,10 +32,11 @@ use p2p_common::addr::HostPort;
 use p2p_common::backoff::Jitter;
 use p2p_common::grants::Grants;
 use p2p_common::link::LinkRow;
-use p2p_common::member::{MEMBERS_MAX, Member};
+use p2p_common::member::MEMBERS_MAX;
 use p2p_common::push::{PeerPush, PeerReport, RevocationPush};
-use p2p_common::{Epoch, ErrorCode, Incarnation, KeyHash, NodeId, Now};
+use p2p_common::{Epoch, ErrorCode, Incarnation, NodeId, Now};
 
+pub use known::{DialServer, KnownServer};
 use slot::{Key, Phase, Slot};
 
 use super::{
@@ -49,37 +51,6 @@ const LASTED: Duration = Duration::from_secs(10);
 const DIAL_MAX: Duration = Duration::from_secs(30);
 /// Without any session for so long the configured addresses are dialled besides table C.
 const INTRODUCE_AFTER: Duration = Duration::from_secs(10);
-
-/// A Server to open a session with: dial the addresses in order until one answers as `server`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DialServer {
-    /// Names the attempt in all that follows.
-    pub session: SessionToken,
-    /// Who must answer; none when only the address is known: any Server of the cluster will do.
-    pub server: Option<NodeId>,
-    /// The key it must show; none when table C is not known yet.
-    pub key_hash: Option<KeyHash>,
-    /// Where, best first.
-    pub addresses: Vec<HostPort>,
-}
-
-/// A Server as it is known without any session: from table C, maybe of an earlier run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownServer {
-    /// Its Id.
-    pub id: NodeId,
-    /// The key it must show.
-    pub key_hash: KeyHash,
-    /// Where, best first.
-    pub addresses: Vec<HostPort>,
-}
-
-impl KnownServer {
-    /// A row of table C.
-    pub fn of(member: &Member) -> Self {
-        KnownServer { id: member.id, key_hash: member.key_hash, addresses: member.addresses.clone() }
-    }
-}
 
 /// What the slots ask of their owner.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Which Servers get a session, found how, and what happens when they go.
 
+use p2p_common::KeyHash;
 use p2p_common::member::Member;
 use p2p_common::wire::{Hello, VERSIONS};
 use p2p_common::{Epoch, ErrorCode};
