@@ -67,16 +67,24 @@ fn expect_status(at: SocketAddr, service: &str, expected: u16) -> anyhow::Result
     })
 }
 
+/// Logs are written a moment after what they tell of.
+fn has_line(mut log: impl FnMut() -> anyhow::Result<String>, words: &[&str]) -> anyhow::Result<()> {
+    wait_for("the record", PATIENCE, || {
+        let log = log()?;
+        ensure!(
+            log.lines().any(|line| words.iter().all(|word| line.contains(word))),
+            "no line has {words:?}"
+        );
+        Ok(())
+    })
+}
+
 fn log_has(peer: &mut PeerProcess, words: &[&str]) -> anyhow::Result<()> {
-    let log = peer.process_mut()?.log();
-    ensure!(log.lines().any(|line| words.iter().all(|word| line.contains(word))), "no line has {words:?}");
-    Ok(())
+    has_line(|| Ok(peer.process_mut()?.log()), words)
 }
 
 fn server_log_has(server: &mut ServerProcess, words: &[&str]) -> anyhow::Result<()> {
-    let log = server.process_mut()?.log();
-    ensure!(log.lines().any(|line| words.iter().all(|word| line.contains(word))), "no line has {words:?}");
-    Ok(())
+    has_line(|| Ok(server.process_mut()?.log()), words)
 }
 
 #[test]

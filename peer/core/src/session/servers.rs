@@ -21,6 +21,7 @@
 //! A Server that answers at two addresses gets one session; the later stream is closed. A Server that is not
 //! in table C gets none. Owner: the agent.
 
+mod effect;
 mod known;
 mod slot;
 
@@ -30,12 +31,12 @@ use std::time::Duration;
 
 use p2p_common::addr::HostPort;
 use p2p_common::backoff::Jitter;
-use p2p_common::grants::Grants;
 use p2p_common::link::LinkRow;
 use p2p_common::member::MEMBERS_MAX;
-use p2p_common::push::{PeerPush, PeerReport, RevocationPush};
+use p2p_common::push::PeerReport;
 use p2p_common::{Epoch, ErrorCode, Incarnation, NodeId, Now};
 
+pub(crate) use effect::Effect;
 pub use known::{DialServer, KnownServer};
 use slot::{Key, Phase, Slot};
 
@@ -51,50 +52,6 @@ const LASTED: Duration = Duration::from_secs(10);
 const DIAL_MAX: Duration = Duration::from_secs(30);
 /// Without any session for so long the configured addresses are dialled besides table C.
 const INTRODUCE_AFTER: Duration = Duration::from_secs(10);
-
-/// What the slots ask of their owner.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    Dial(DialServer),
-    Send(SessionToken, ToServer),
-    Close(SessionToken, String),
-    /// A session is up.
-    Welcomed {
-        session: SessionToken,
-        server: NodeId,
-        address: String,
-        seen_from: Option<std::net::SocketAddr>,
-    },
-    /// Keys that open nothing any more, told in this epoch.
-    Revocations {
-        epoch: Epoch,
-        push: RevocationPush,
-    },
-    /// A Server says that this Peer's own key opens nothing any more.
-    ThrownOut(String),
-    Push {
-        server: NodeId,
-        incarnation: Incarnation,
-        push: PeerPush,
-    },
-    /// What this Peer may do, and which of its addresses are passed on to nobody.
-    OwnGrants {
-        server: NodeId,
-        grants: Arc<Grants>,
-        withheld: Vec<HostPort>,
-    },
-    /// There is no session with this Server any more, or still none.
-    Down {
-        server: NodeId,
-        reason: String,
-    },
-    /// The cluster lives in this higher epoch now.
-    Epoch(Epoch),
-    /// Table C has a newer version.
-    Members,
-    /// No longer in table C.
-    Left(NodeId),
-}
 
 /// All slots.
 #[derive(Debug)]
