@@ -239,7 +239,8 @@ impl Control {
             REFUSE => Ok(Control::Refuse {
                 proxy_id: ProxyId(fields.u32("proxy_id")?),
                 code: ErrorCode::from_number(fields.u32("code")?),
-                text: fields.text("text")?.to_owned(),
+                // It goes into logs and answers: whoever sends more than we would is cut as we are.
+                text: cut(fields.text("text")?, REFUSE_TEXT_MAX_BYTES).to_owned(),
             }),
             _ => Err(FrameError::Malformed { field: "kind" }),
         }
@@ -354,6 +355,16 @@ mod tests {
             panic!("not a refuse");
         };
         assert_eq!(text.len(), REFUSE_TEXT_MAX_BYTES);
+        // Also one that was sent whole.
+        let mut frame = vec![REFUSE, 0, 0, 0, 1, 0, 0, 0, 1];
+        let longer = "é".repeat(REFUSE_TEXT_MAX_BYTES / 2 + 1);
+        frame.extend((longer.len() as u16).to_be_bytes());
+        frame.extend(longer.as_bytes());
+        assert!(frame.len() <= CONTROL_MAX_BYTES);
+        assert_eq!(
+            Control::decode(&frame),
+            Ok(Control::Refuse { proxy_id: ProxyId(1), code: ErrorCode::Internal, text })
+        );
     }
 
     #[test]
