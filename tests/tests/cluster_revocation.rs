@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use p2p_tests::backend::Backend;
-use p2p_tests::cluster::{Cluster, NEEDS_OPERATOR, OtherEnds, PATIENCE, Signal, wait_for};
+use p2p_tests::cluster::{Cluster, NEEDS_OPERATOR, OtherEnds, PATIENCE, Signal, Start, wait_for};
 use p2p_tests::http::{self, Connection, Request};
 use serde::Deserialize;
 
@@ -249,6 +249,39 @@ fn a_leaked_token_is_revoked_and_so_is_who_came_with_it() -> anyhow::Result<()> 
         again.start()?;
         let status = again.process_mut()?.wait(PATIENCE)?;
         ensure!(!status.success(), "the token opens something: {status}");
+        Ok(())
+    })();
+    cluster.explain(tested)
+}
+
+/// The Master is the one that was stolen: it is thrown out, the others elect, write, and take it out of table C.
+#[test]
+fn a_revoked_master_stops_and_the_others_go_on_without_it() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    let tested = (|| {
+        let bad = cluster.master()?;
+        let other = (bad + 1) % 3;
+        let name = cluster.servers[bad].name().to_owned();
+        let began = Instant::now();
+        let revoked: Revoked = cluster.servers[other].cli(&["revoke", &name, "--json"])?.json()?;
+        ensure!(revoked.replicated, "{revoked:?}");
+        let status = cluster.servers[bad].process_mut()?.wait(PATIENCE)?;
+        ensure!(status.code() == Some(NEEDS_OPERATOR), "{status}");
+        let took = began.elapsed();
+        ensure!(took < CLOSED_WITHIN, "it stopped after {took:?}");
+        wait_for("another Master", PATIENCE, || {
+            let master = cluster.servers[other].master()?;
+            ensure!(master.name != name && !master.provisional, "{master:?}");
+            Ok(())
+        })?;
+        cluster.servers[other].token("peer", 1, "1h")?;
+        // It does not come back, whatever its data directory holds.
+        cluster.servers[bad].start(Start::Again)?;
+        let status = cluster.servers[bad].process_mut()?.wait(PATIENCE)?;
+        ensure!(status.code() == Some(NEEDS_OPERATOR), "{status}");
+        cluster.servers[other].cli(&["remove", &name])?.success()?;
+        let members = cluster.servers[other].members()?;
+        ensure!(members.members.iter().all(|member| member.name != name), "{members:?}");
         Ok(())
     })();
     cluster.explain(tested)
